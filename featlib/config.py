@@ -1,0 +1,213 @@
+"""The configuration of a job: frozen, validated, the same whether it comes from flags, a YAML file or Python."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from featlib.errors import ConfigError
+from featlib.spec import FrameSampling, parse_clip_keys
+
+Device = Literal["auto", "cpu", "cuda"]
+Layout = Literal["auto", "together", "separate"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
+_HIVE_WORDS = {"true", "false", "null", "nan", "inf", "infinity"}
+
+
+def check_name(name: str) -> str:
+    """A dataset or label that every Hive reader gives back as the same string.
+
+    Raises:
+        ValueError: The name breaks the rule, which the message states.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} must be a letter followed by up to 127 of A-Z a-z 0-9 . _ - "
+            "(Hive readers turn names like 001 or 2024-01-01 into other types)"
+        )
+    if name.lower() in _HIVE_WORDS:
+        raise ValueError(f"{name!r} is read by Hive readers as a value, not as a name; choose another")
+    return name
+
+
+def _frame_sampling(text: str) -> str:
+    return str(FrameSampling.parse(text))
+
+
+def _clip_sampling(text: str) -> str:
+    parse_clip_keys(text)
+    return text
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _endpoint(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return url
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Frozen):
+    """One ``--model``: a network and the settings that decide its features.
+
+    Settings left at None are the network's own. The label is the ``model=`` partition.
+    """
+
+    network: Annotated[str, Field(min_length=1)]
+    label: Name
+    weights: Annotated[str, Field(min_length=1)] = "default"
+    layer: Annotated[str, Field(min_length=1)] = "penultimate"
+    preprocess: str | None = None
+    precision: Precision = "fp32"
+    frame_sampling: Annotated[str, AfterValidator(_frame_sampling)] | None = None
+    clip_sampling: Annotated[str, AfterValidator(_clip_sampling)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _label_is_network(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("label") is None and "network" in data:
+            return {**data, "label": data["network"]}
+        return data
+
+
+class ExtractConfig(_Frozen):
+    """Everything that ``featlib extract`` can be told; the keys of a YAML job file are these fields.
+
+    ``None`` for a size means: derived from the machine or the cluster.
+
+    Args:
+        manifest: Manifests, media files, folders or prefixes, globs.
+        output: Folder or URL under which ``features/``, ``outcomes/`` and ``_featlib/`` lie.
+        dataset: The ``dataset=`` partition.
+        models: The networks; all share one decode of each video.
+        max_failed: Share of media, 0 to 1, that may be failed or partial before the exit code is 3.
+        layout: ``together``: one pool holds all networks; ``separate``: image and clip networks in a pool each.
+        extract_threads: CPU threads of one extractor worker.
+        shard_items: Media items in one shard of the plan; fixed when an item is first planned.
+        unit_mb: Most megabytes of pixels that one decode task hands on.
+        decode_memory_mb: Memory that decoding one item may take beyond the worker's own.
+        decode_stall_s: Seconds without progress after which decoding an item is given up.
+        decode_deadline_s: Seconds after which decoding an item is given up whatever it does.
+        object_store_mb: Ray's shared memory when featlib starts Ray itself.
+    """
+
+    manifest: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    output: Annotated[str, Field(min_length=1)]
+    dataset: Name
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+    uri_column: str = "uri"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
+    retry_failed: bool = False
+    changed: bool = False
+    device: Device = "auto"
+    ray_address: str | None = None
+    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    anon: bool = False
+    layout: Layout = "auto"
+    decode_workers: Annotated[int, Field(ge=1)] | None = None
+    extract_workers: Annotated[int, Field(ge=1)] | None = None
+    extract_threads: Annotated[int, Field(ge=1)] | None = None
+    shard_items: Annotated[int, Field(ge=1, le=100_000)] = 256
+    shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
+    unit_mb: Annotated[int, Field(ge=1, le=1024)] = 48
+    unit_items: Annotated[int, Field(ge=1, le=1024)] = 64
+    decode_memory_mb: Annotated[int, Field(ge=64)] = 2048
+    decode_stall_s: Annotated[float, Field(gt=0)] = 90.0
+    decode_deadline_s: Annotated[float, Field(gt=0)] = 1800.0
+    object_store_mb: Annotated[int, Field(ge=80)] | None = None
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> "ExtractConfig":
+        seen: set[str] = set()
+        for label in self.labels:
+            if label in seen:
+                raise ValueError(
+                    f"models: label {label!r} is used twice; give one of them another, --model LABEL=NETWORK"
+                )
+            seen.add(label)
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(m.label for m in self.models)
+
+
+def extract_config(values: Mapping[str, Any]) -> ExtractConfig:
+    """Validates ``values``.
+
+    Raises:
+        ConfigError: One line that names every wrong key, its value and the rule.
+    """
+    try:
+        return ExtractConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def read_job_file(path: str) -> dict[str, Any]:
+    """The mapping in a YAML job file.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"--config {path}: must hold a mapping of options, like `dataset: mine`")
+    unknown = [str(k) for k in data if k not in ExtractConfig.model_fields]
+    if unknown:
+        known = ", ".join(ExtractConfig.model_fields)
+        raise ConfigError(f"--config {path}: unknown key {', '.join(unknown)}; known are {known}")
+    return data
+
+
+def fingerprint(semantics: Mapping[str, str]) -> str:
+    """SHA-256 over everything that changes a feature's value, as 64 hex digits."""
+    text = json.dumps(dict(semantics), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _one_line(error: ValidationError) -> str:
+    parts = []
+    for detail in error.errors(include_url=False):
+        where = ".".join(str(p) for p in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        given = detail.get("input")
+        shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+        if detail["type"] == "missing":
+            parts.append(f"{where}: is required")
+        elif detail["type"] == "extra_forbidden":
+            parts.append(f"{where}: unknown setting")
+        else:
+            parts.append(f"{where}: {message}{shown}" if where else message)
+    return "; ".join(" ".join(p.split()) for p in parts)

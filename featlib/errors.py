@@ -1,0 +1,78 @@
+"""Every error featlib raises on purpose.
+
+    FeatlibError
+    ├── ConfigError       the command, the configuration or the manifest is wrong: exit 2, nothing was read
+    ├── StoppedError      the job cannot go on now; the same command goes on later: exit 1
+    │   └── TransientError    a store did not answer within the deadline
+    └── MediaError        one media item cannot be used: an outcome row, never the end of a job
+
+Messages are one line: what, which value, which rule, what to do.
+"""
+
+from typing import Literal, get_args
+
+MediaErrorClass = Literal[
+    "not_found",  # no such object
+    "not_a_file",  # a directory, a device, a pipe
+    "permission_denied",
+    "empty_file",  # zero bytes
+    "unknown_format",  # not a media file, or not one of the formats that are opened
+    "no_video_stream",  # audio only
+    "unsupported_codec",
+    "no_frames",  # the container opened, nothing could be decoded
+    "truncated",  # fewer bytes or frames than the container promises
+    "corrupt",  # decoding broke off
+    "too_large",  # more pixels in a frame than allowed
+    "empty_range",  # start_s .. end_s holds no frame
+    "timeout",  # decoding made no progress
+    "out_of_memory",  # decoding went over the worker's memory limit
+    "worker_died",  # decoding killed its process, twice
+    "extractor_error",  # the network raised on this item's frames
+    "image_under_clip_model",  # skipped: an image has no motion
+    "store_unavailable",  # the object store did not answer
+    "internal_error",  # a defect of featlib met while reading this item
+]
+MEDIA_ERROR_CLASSES: tuple[str, ...] = get_args(MediaErrorClass)
+
+
+class FeatlibError(Exception):
+    """Root of all errors that featlib raises on purpose."""
+
+
+class ConfigError(FeatlibError):
+    """The command, the configuration or the manifest is wrong; nothing was read and nothing written."""
+
+
+class StoppedError(FeatlibError):
+    """The job stopped before it was done; the same command goes on where it stopped."""
+
+
+class TransientError(StoppedError):
+    """A store did not answer properly within the retry deadline."""
+
+
+class MediaError(FeatlibError):
+    """One media item cannot be used; becomes an outcome row.
+
+    Args:
+        error_class: One of ``MEDIA_ERROR_CLASSES``.
+        message: One line for a person.
+        retryable: Whether the same item may succeed later without being changed.
+    """
+
+    def __init__(self, error_class: MediaErrorClass, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.error_class: MediaErrorClass = error_class
+        self.message = " ".join(message.split())
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _media_error, (self.error_class, self.message, self.retryable)
+
+
+def _media_error(error_class: MediaErrorClass, message: str, retryable: bool) -> MediaError:
+    return MediaError(error_class, message, retryable=retryable)
+
+
+class FeatlibWarning(UserWarning):
+    """Something works, but not as the user may expect."""

@@ -1,0 +1,304 @@
+"""What an extractor wants from a video, and what decoding gives back: plain values, no torch, no av.
+
+These types are the seams between configuration, decoding and inference. All of them are frozen, can be built by
+hand in a test and cross process borders by pickle.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    UInt8Frames = npt.NDArray[np.uint8]  # (num_frames, height, width, 3), RGB
+
+FramePolicy = Literal["all", "every", "fps", "uniform", "random", "keyframes"]
+Tail = Literal["drop", "pad", "shift"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Kind = Literal["frame", "clip"]
+Status = Literal["ok", "partial", "failed", "skipped"]
+
+FRAME_POLICIES: tuple[FramePolicy, ...] = ("all", "every", "fps", "uniform", "random", "keyframes")
+_NEEDS_VALUE: dict[str, str] = {"every": "N", "fps": "F", "uniform": "K", "random": "K"}
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """Which frames of a video a frame model sees.
+
+    Args:
+        policy: ``all``; ``every`` N-th; ``fps``: the frame shown at start + i/F; ``uniform``: frame
+            floor((i + 1/2) n / K); ``random``: K frames seeded by the media id; ``keyframes``.
+        value: N, F or K of the policy; None for ``all`` and ``keyframes``.
+    """
+
+    policy: FramePolicy
+    value: Fraction | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "FrameSampling":
+        """Reads ``all``, ``every:8``, ``fps:1``, ``fps:30000/1001``, ``uniform:16``, ``random:16``, ``keyframes``.
+
+        Raises:
+            ValueError: The text is none of these; the message says which are.
+        """
+        name, _, value = text.strip().partition(":")
+        if name not in FRAME_POLICIES:
+            raise ValueError(
+                f"frame sampling {text!r} is not known; use all, every:N, fps:F, uniform:K, random:K or keyframes"
+            )
+        letter = _NEEDS_VALUE.get(name)
+        if letter is None:
+            if value:
+                raise ValueError(f"frame sampling {text!r} takes no value; write {name}")
+            return cls(name)
+        number = _positive(value, f"frame sampling {text!r}: {letter}")
+        if name != "fps" and number.denominator != 1:
+            raise ValueError(f"frame sampling {text!r}: {letter} must be a whole number")
+        return cls(name, number)
+
+    def __str__(self) -> str:
+        return self.policy if self.value is None else f"{self.policy}:{_number(self.value)}"
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """How a video is cut into clips for a clip model.
+
+    Args:
+        frames: Frames in one clip.
+        stride: Distance between neighbouring frames of a clip, in frames.
+        hop: Distance between the first frames of neighbouring clips, in frames.
+        tail: ``drop`` an incomplete last clip, ``pad`` it by repeating the last frame, or ``shift`` it back so
+            that it ends at the last frame.
+        fps: When given, frames are first picked by time at this rate (the frame shown at start + i/fps) and
+            ``stride`` and ``hop`` count in picked frames.
+    """
+
+    frames: int
+    stride: int = 1
+    hop: int = 0
+    tail: Tail = "drop"
+    fps: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        if self.hop == 0:
+            object.__setattr__(self, "hop", self.frames * self.stride)
+        for name in ("frames", "stride", "hop"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"clip sampling: {name} ({getattr(self, name)}) must be at least 1")
+        if self.tail not in ("drop", "pad", "shift"):
+            raise ValueError(f"clip sampling: tail ({self.tail!r}) must be drop, pad or shift")
+
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last frame of a clip, both counted."""
+        return (self.frames - 1) * self.stride + 1
+
+    def __str__(self) -> str:
+        text = f"frames={self.frames},stride={self.stride},hop={self.hop},tail={self.tail}"
+        return text if self.fps is None else f"{text},fps={_number(self.fps)}"
+
+
+Sampling = FrameSampling | ClipSampling
+
+CLIP_KEYS = ("frames", "stride", "hop", "tail", "fps")
+
+
+def parse_clip_keys(text: str) -> dict[str, str]:
+    """Splits ``frames=16,stride=1`` into its keys; what is absent is left to the network's own clip sampling.
+
+    Raises:
+        ValueError: A key is unknown, given twice, or has no value.
+    """
+    keys: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = part.partition("=")
+        if name not in CLIP_KEYS or not equals or not value:
+            raise ValueError(f"clip sampling {text!r}: {part!r} is not one of {', '.join(k + '=' for k in CLIP_KEYS)}")
+        if name in keys:
+            raise ValueError(f"clip sampling {text!r}: {name} is given twice")
+        keys[name] = value
+    return keys
+
+
+def clip_sampling(text: str, default: ClipSampling) -> ClipSampling:
+    """The clip sampling that ``text`` asks for, with the network's own values for what it leaves out.
+
+    A given ``frames`` or ``stride`` without a ``hop`` makes clips that follow one another without overlap, unless
+    the network's own clips overlap.
+
+    Raises:
+        ValueError: A value is not a number or out of range.
+    """
+    keys = parse_clip_keys(text)
+    numbers: dict[str, int] = {}
+    for name in ("frames", "stride", "hop"):
+        if name in keys:
+            number = _positive(keys[name], f"clip sampling {text!r}: {name}")
+            if number.denominator != 1:
+                raise ValueError(f"clip sampling {text!r}: {name} must be a whole number")
+            numbers[name] = int(number)
+    frames, stride = numbers.get("frames", default.frames), numbers.get("stride", default.stride)
+    back_to_back = default.hop == default.frames * default.stride
+    hop = numbers.get("hop", frames * stride if back_to_back else default.hop)
+    tail = keys.get("tail", default.tail)
+    if tail not in ("drop", "pad", "shift"):
+        raise ValueError(f"clip sampling {text!r}: tail must be drop, pad or shift")
+    fps = _positive(keys["fps"], f"clip sampling {text!r}: fps") if "fps" in keys else default.fps
+    return ClipSampling(frames, stride, hop, cast(Tail, tail), fps)
+
+
+def _positive(text: str, what: str) -> Fraction:
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{what} ({text!r}) is not a number") from None
+    if number <= 0:
+        raise ValueError(f"{what} ({text}) must be above 0")
+    return number
+
+
+def _number(value: Fraction) -> str:
+    if value.denominator == 1:
+        return str(value.numerator)
+    text = repr(float(value))
+    return text if Fraction(text) == value else f"{value.numerator}/{value.denominator}"
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """The part of a preprocessing that gives uint8 frames: resize, then centre crop.
+
+    Args:
+        resize: ``(short_side,)`` keeps the aspect ratio; ``(height, width)`` does not; empty leaves it as it is.
+        crop: ``(height, width)`` of the centre crop; None leaves the resized frame whole.
+        interpolation: Of the resize.
+        antialias: torchvision's flag: True in its image presets, False in its video presets.
+    """
+
+    resize: tuple[int, ...]
+    crop: tuple[int, int] | None
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+
+    @property
+    def key(self) -> str:
+        """A short name, safe as part of a column name; equal keys give equal pixels."""
+        resize = "x".join(map(str, self.resize)) or "none"
+        crop = "x".join(map(str, self.crop)) if self.crop else "none"
+        return f"r{resize}_c{crop}_{self.interpolation}{'_aa' if self.antialias else ''}"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network reads: the whole of its preprocessing.
+
+    Args:
+        kind: ``frame``: batches (N, 3, H, W). ``clip``: batches (N, 3, T, H, W).
+        pixels: How a source frame becomes uint8 RGB at the network's input size.
+        mean: Subtracted from values in [0, 1], per channel.
+        std: Divided by, per channel.
+    """
+
+    kind: Kind
+    pixels: PixelSpec
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Want:
+    """What one model wants of a media item: asked of the decoder, under the model's label."""
+
+    label: str
+    sampling: Sampling
+    pixels: PixelSpec
+
+    @property
+    def kind(self) -> Kind:
+        return "frame" if isinstance(self.sampling, FrameSampling) else "clip"
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One row of a manifest: a media file or a part of it, ``[start_s, end_s)`` in media time."""
+
+    media_id: str
+    uri: str
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part ``k`` of ``n`` of an item, by source frame; a clip belongs to the segment of its first frame.
+
+    ``n == 0`` means that nobody has looked at the item yet: the decoder decides n from the memory budget and
+    gives segment 0.
+    """
+
+    k: int = 0
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of one model, cut from the unique frames of a ``PixelSpec``.
+
+    Args:
+        clip_index: 0, 1, 2 … over the whole item, in time order.
+        start_s: Presentation time of the first source frame.
+        end_s: End of the last source frame's presentation; None for an image.
+        frame_s: Presentation time of each source frame used, padding not counted.
+        padded_frames: How many frames were repeated at the end to fill the clip.
+        frame_idx: For each frame of the clip (padding included) its row in the frames array.
+    """
+
+    clip_index: int
+    start_s: float
+    end_s: float | None
+    frame_s: tuple[float, ...]
+    padded_frames: int
+    frame_idx: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What was learned of a media item while it was read; None where it was not reached."""
+
+    duration_s: float | None = None
+    width: int | None = None
+    height: int | None = None
+    codec: str | None = None
+    size: int | None = None
+    etag: str | None = None
+    frames_decoded: int = 0
+    frames_twice: int = 0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One item (or one segment of it), decoded for all models that asked.
+
+    Args:
+        status: ``ok``, ``partial`` or ``failed`` for the whole item; ``skipped_labels`` names the models that
+            have no use for it (an image under a clip model).
+        label_errors: Error class and message of models that get no frame although others do.
+        frames: By ``PixelSpec.key``: uint8 (num_frames, height, width, 3) RGB.
+        clips: By model label.
+    """
+
+    segment: Segment
+    status: Status
+    facts: MediaFacts
+    error_class: str | None = None
+    error_message: str | None = None
+    retryable: bool = False
+    frames: "dict[str, UInt8Frames]" = field(default_factory=dict)
+    clips: dict[str, tuple[Clip, ...]] = field(default_factory=dict)
+    skipped_labels: tuple[str, ...] = ()
+    label_errors: dict[str, tuple[str, str]] = field(default_factory=dict)

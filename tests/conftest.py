@@ -1,0 +1,57 @@
+"""Fixtures for all tests: folders of real material, and Ray and S3 servers that live for one session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves `full` tests to `make conformance`, unless they are asked for by marker."""
+    if "full" in (config.getoption("-m") or ""):
+        return
+    kept = [item for item in items if "full" not in item.keywords]
+    config.hook.pytest_deselected(items=[item for item in items if "full" in item.keywords])
+    items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def media_folder() -> Path:
+    """The folder of real clips."""
+    return _folder("FEATLIB_TEST_MEDIA")
+
+
+@pytest.fixture(scope="session")
+def weights_folder() -> Path:
+    """The folder of real weights."""
+    return _folder("FEATLIB_TEST_WEIGHTS")
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"{variable}={value} is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One local Ray for the whole session; gives its address."""
+    import ray
+
+    from featlib.dataflow import start_local_ray
+
+    if any("s3_env" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("s3_env")  # Ray's workers have the environment of the moment at which Ray started
+    address = start_local_ray(num_cpus=6, object_store_mb=400)
+    yield address
+    ray.shutdown()
