@@ -1,0 +1,195 @@
+"""Objects as files of a local or mounted file system; a file is put whole or not at all."""
+
+import os
+import re
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+from featlib.errors import ConfigError
+from featlib.storage.objects import ObjectInfo
+
+_PUT_TRIES = 20  # each loses only to a deletion of the same empty folder at the same moment
+
+
+def info_of(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, status.st_mtime, f"{status.st_mtime_ns}-{status.st_size}")
+
+
+def put(path: str, data: bytes | memoryview, temporary_folder: str) -> None:
+    """Writes ``data`` whole: first a synced file in ``temporary_folder`` (same file system), then one rename."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    _put_with(path, write, temporary_folder)
+
+
+def put_file(path: str, source: str, temporary_folder: str) -> None:
+    """The same with the bytes of the file ``source``, which stays."""
+
+    def write(file: BinaryIO) -> None:
+        with open(source, "rb") as opened:
+            shutil.copyfileobj(opened, file, 1 << 20)
+
+    _put_with(path, write, temporary_folder)
+
+
+def _put_with(path: str, write: Callable[[BinaryIO], None], temporary_folder: str) -> None:
+    os.makedirs(temporary_folder, exist_ok=True)
+    temporary = os.path.join(temporary_folder, f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        _move(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def _move(temporary: str, path: str) -> None:
+    folder = os.path.dirname(path)
+    for tries_left in reversed(range(_PUT_TRIES)):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            os.replace(temporary, path)
+            break
+        except FileNotFoundError:
+            if not tries_left or not os.path.lexists(temporary):
+                raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # deleted by another process since: then so is the object
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def delete(paths: Iterable[str], root: str) -> None:
+    """Removes files, and the folders below ``root`` that this leaves empty."""
+    folders = set()
+    for path in paths:
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        folders.add(os.path.dirname(path))
+    for folder in sorted(folders, key=len, reverse=True):
+        _remove_empty(folder, root)
+
+
+def _remove_empty(folder: str, root: str) -> None:
+    while folder.startswith(root.rstrip("/") + "/"):
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            pass
+        except OSError:  # not empty, or in use
+            return
+        folder = os.path.dirname(folder)
+
+
+def sweep(temporary_folder: str, older_than_s: float) -> None:
+    """Removes what killed processes left in ``temporary_folder``."""
+    before = time.time() - older_than_s
+    for info in walk(temporary_folder, hidden=True):
+        if info.modified < before:
+            delete([info.key], os.path.dirname(temporary_folder))
+
+
+def walk(
+    folder: str, *, hidden: bool, max_depth: int | None = None, matches: Callable[[str], bool] | None = None
+) -> Iterator[ObjectInfo]:
+    """Every file below ``folder``, in the order of its path; a missing folder has none.
+
+    Args:
+        folder: Keys are this and the path below it.
+        hidden: Also names that start with a dot.
+        max_depth: Levels to look at; None: all.
+        matches: Asked with the path below ``folder``, so that only fitting files cost a stat.
+
+    Raises:
+        ConfigError: A folder may not be read.
+    """
+    yield from _walk(folder.rstrip("/"), "", hidden, max_depth, matches or (lambda _: True), ())
+
+
+def _walk(
+    root: str,
+    below: str,
+    hidden: bool,
+    levels: int | None,
+    matches: Callable[[str], bool],
+    above: tuple[tuple[int, int], ...],
+) -> Iterator[ObjectInfo]:
+    for name, is_folder in _entries(f"{root}/{below}", hidden):
+        path = f"{root}/{below}{name}"
+        if not is_folder:
+            if matches(below + name):
+                yield from _file(path)
+        elif levels is None or levels > 1:
+            identity = _identity(path)
+            if identity is not None and identity not in above:  # a link to a folder above would never end
+                deeper = None if levels is None else levels - 1
+                yield from _walk(root, f"{below}{name}", hidden, deeper, matches, (*above, identity))
+
+
+def _entries(folder: str, hidden: bool) -> list[tuple[str, bool]]:
+    """Names in a folder, folders with a closing ``/`` so that sorting gives the order of whole paths."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(f"{e.name}/", True) if e.is_dir() else (e.name, False) for e in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        raise ConfigError(f"{folder}: this folder may not be read; change its rights or leave it out") from None
+    return sorted(entry for entry in found if hidden or not entry[0].startswith("."))
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _file(path: str) -> Iterator[ObjectInfo]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        if os.path.islink(path):  # dangling: listed, so that it becomes an outcome instead of nothing
+            yield ObjectInfo(path, 0, 0.0, None)
+        return
+    if stat.S_ISREG(status.st_mode):
+        yield info_of(path, status)
+
+
+def glob_pattern(pattern: str) -> re.Pattern[str]:
+    """A glob as a regular expression: ``*`` and ``?`` stay within a level, ``**/`` is any number of levels."""
+    out, i = "", 0
+    while i < len(pattern):
+        char = pattern[i]
+        closing = pattern.find("]", i + 2) if char == "[" else -1
+        if pattern.startswith("**/", i):
+            out, i = out + "(?:.*/)?", i + 3
+        elif pattern.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif closing > 0:
+            inside = pattern[i + 1 : closing].replace("\\", r"\\")
+            out, i = out + f"[{'^' + inside[1:] if inside.startswith('!') else inside}]", closing + 1
+        else:
+            out, i = out + {"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)), i + 1
+    return re.compile(out, re.DOTALL)

@@ -1,0 +1,38 @@
+"""What a store is asked with and what it answers: plain values."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How to reach a store; holds no secrets, those come from the usual AWS environment of each process.
+
+    Args:
+        endpoint_url: Of an S3 store other than AWS; None: ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, when set.
+        anon: Send unsigned requests.
+        deadline_s: How long one operation is repeated while the store does not answer properly.
+    """
+
+    endpoint_url: str | None = None
+    anon: bool = False
+    deadline_s: float = 60.0
+
+
+DEFAULT_OPTIONS = StoreOptions()
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a store.
+
+    Args:
+        key: Relative to the output root, or the whole path or URL when media are listed.
+        size: Bytes.
+        modified: Seconds since 1970 by the store's clock; some stores count whole seconds only.
+        etag: Changes when the content changes; None where the store gives none.
+    """
+
+    key: str
+    size: int
+    modified: float
+    etag: str | None

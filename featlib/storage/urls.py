@@ -1,0 +1,122 @@
+"""Which paths and URLs are opened at all, and how relative ones are completed: pure functions on text."""
+
+import os
+import re
+from urllib.parse import unquote
+
+from featlib.errors import ConfigError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_USER_INFO = re.compile(r"//[^/\s]*@")
+_SECRET_QUERY = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|awsaccesskeyid)=[^&\s]+")
+
+
+def is_s3(url: str) -> bool:
+    return url.startswith("s3://")
+
+
+def check_url(text: str) -> str:
+    """The path or URL in its plain form: a local path, or ``s3://bucket/key``.
+
+    ``file://`` becomes a local path. Everything else is refused, chained URLs (``::``) and user info included,
+    because libraries further down open far more than was meant.
+
+    Raises:
+        ConfigError: The text is empty, holds control characters or is of a kind that is not opened.
+    """
+    if not text or _CONTROL.search(text):
+        raise ConfigError(f"{redact(text)!r}: a path or URL is not empty and holds no control characters")
+    if "::" in text:
+        raise ConfigError(f"{redact(text)!r}: chained URLs ('::') are not opened; give one path or s3:// URL")
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return text
+    name, rest = scheme[1].lower(), text[scheme.end() :]
+    if name == "s3" and rest.startswith("//"):
+        return _checked_s3(rest[2:], text)
+    if name == "file" and rest.startswith("//"):
+        return _local_of_file_url(rest[2:], text)
+    raise ConfigError(
+        f"{redact(text)!r}: {name}: is not opened; use a local path (a name with a colon as ./NAME), file:// or s3://"
+    )
+
+
+def _checked_s3(rest: str, text: str) -> str:
+    bucket = rest.partition("/")[0]
+    if "@" in bucket:
+        raise ConfigError(f"{redact(text)!r}: no keys in URLs; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f"{redact(text)!r}: {bucket!r} is not a bucket name; write s3://bucket/key")
+    return f"s3://{rest}"
+
+
+def _local_of_file_url(rest: str, text: str) -> str:
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise ConfigError(f"{redact(text)!r}: a file URL has no host; write file:///path or the path alone")
+    path = "/" + unquote(path)
+    if _CONTROL.search(path):
+        raise ConfigError(f"{redact(text)!r}: holds an encoded control character")
+    return path
+
+
+def redact(text: str) -> str:
+    """The text with user info and signatures of URLs blotted out, for messages."""
+    return _SECRET_QUERY.sub(r"\1=***", _USER_INFO.sub("//***@", text))
+
+
+def split_s3(url: str) -> tuple[str, str]:
+    """``s3://bucket/some/key`` as (``bucket``, ``some/key``)."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def folder_of(url: str) -> str:
+    """The folder that relative URIs in the file at ``url`` start from: absolute, without a closing ``/``."""
+    if is_s3(url):
+        return url.rpartition("/")[0]
+    return os.path.dirname(os.path.abspath(url)).rstrip("/")
+
+
+def resolve(uri: str, base: str) -> str:
+    """``uri`` as an absolute path or URL; a relative one starts from the folder ``base``.
+
+    ``..`` is worked out in a bucket and may not leave it; a local ``..`` is kept, since links decide what it means.
+
+    Raises:
+        ConfigError: The URI is not allowed, leaves the bucket, or names a local path while ``base`` is remote.
+    """
+    url = check_url(uri)
+    if is_s3(url):
+        return url
+    if url.startswith("/"):
+        if is_s3(base):
+            raise ConfigError(f"{redact(uri)!r}: a manifest in {redact(base)} cannot name local paths")
+        return url
+    if _is_plain(url):
+        return f"{base}/{url}"
+    parts = [part for part in url.split("/") if part not in ("", ".")]
+    if not parts:
+        raise ConfigError(f"{uri!r}: names no file")
+    if not is_s3(base):
+        return "/".join((base, *parts))
+    bucket, prefix = split_s3(base)
+    return f"s3://{bucket}/{_inside(prefix, parts, uri)}"
+
+
+def _is_plain(path: str) -> bool:
+    return not path.startswith(".") and "/." not in path and "//" not in path
+
+
+def _inside(prefix: str, parts: list[str], uri: str) -> str:
+    found = [part for part in prefix.split("/") if part]
+    for part in parts:
+        if part != "..":
+            found.append(part)
+        elif found:
+            found.pop()
+        else:
+            raise ConfigError(f"{uri!r}: leaves the bucket")
+    return "/".join(found)

@@ -1,0 +1,200 @@
+"""Every fault of a manifest ends in one line: manifest, row, value, rule, way out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featlib.errors import ConfigError
+from featlib.manifest import BATCH_ROWS, RESERVED, read_manifest
+from featlib.manifest.ids import DuplicateSearch, is_media_id
+
+
+def refusal(path: Path | str, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        for _ in read_manifest([str(path)], **options):
+            pass
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+def written(tmp_path: Path, name: str, content: str | bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("value", ["a b", "-a", ".", "..", "a/b", "../x", "x" * 129, "ä", "a\0b", "a\tb", "", "a\nb"])
+def test_ids(value: str, tmp_path: Path) -> None:
+    rows = [{"uri": "a", "media_id": "good"}, {"uri": "b", "media_id": value}]
+    text = refusal(written(tmp_path, "m.jsonl", "\n".join(map(json.dumps, rows))))
+    assert "row 2: media_id" in text
+    assert "leave it out" in text
+
+
+@pytest.mark.parametrize("value", [1.5, True, ["a"], {"a": 1}])
+def test_ids_of_other_types(value: object, tmp_path: Path) -> None:
+    assert "row 1: media_id" in refusal(written(tmp_path, "m.jsonl", json.dumps({"uri": "a", "media_id": value})))
+
+
+@pytest.mark.parametrize(
+    ("cells", "column"),
+    [
+        ("-1,", "start_s"),
+        ("abc,", "start_s"),
+        ("nan,", "start_s"),
+        ("inf,", "start_s"),
+        (",0", "end_s"),
+        (",-1", "end_s"),
+        ("2,2", "end_s"),
+        ("2,1.5", "end_s"),
+        (",1e999", "end_s"),
+        (",-inf", "end_s"),
+    ],
+)
+def test_ranges(cells: str, column: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "m.csv", f"uri,start_s,end_s\na.mp4,,\nb.mp4,{cells}\n")
+    assert f"row 2: {column}" in refusal(path)
+
+
+def test_ranges_of_other_types(tmp_path: Path) -> None:
+    for value in (True, [1], "1 s"):
+        assert "row 1: start_s" in refusal(written(tmp_path, "m.jsonl", json.dumps({"uri": "a", "start_s": value})))
+    pq.write_table(pa.table({"uri": ["a"], "end_s": [float("nan")]}), tmp_path / "m.parquet")
+    assert "row 1: end_s nan" in refusal(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", None, 5, "a\0b", "a\nb", "http://h/a.mp4", "x::y", "s3://K:HIDDEN@b/a", "data:,x", "s3://", "file://h/a"],
+)
+def test_uris(uri: object, tmp_path: Path) -> None:
+    rows = [{"uri": "a"}, {"uri": uri}]
+    text = refusal(written(tmp_path, "m.jsonl", "\n".join(map(json.dumps, rows))))
+    assert "row 2: uri" in text
+    assert "K:HIDDEN" not in text
+
+
+def test_the_column_of_uris(tmp_path: Path) -> None:
+    path = written(tmp_path, "m.csv", "Path,label\na.mp4,x\n")
+    assert "--uri-column Path" in refusal(path)
+    assert "'Path', 'label'" in refusal(path)
+    assert "name it with --uri-column" in refusal(written(tmp_path, "n.csv", "aa,bb\n1,2\n"))
+    assert "'video_uri'" in refusal(path, uri_column="video_uri")
+    assert "no column 'uri'" in refusal(written(tmp_path, "m.jsonl", '{"x": 1}\n'))
+    assert "there twice" in refusal(written(tmp_path, "t.csv", "uri,x,x\na,1,2\n"))
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_reserved_columns(name: str, tmp_path: Path) -> None:
+    assert f"column '{name}'" in refusal(written(tmp_path, "m.csv", f"uri,{name}\na,1\n"))
+    later = '{"uri": "a"}\n' + json.dumps({"uri": "b", name: 1})
+    assert f"column '{name}'" in refusal(written(tmp_path, "m.jsonl", later))
+
+
+def test_a_second_uri_column_would_hide(tmp_path: Path) -> None:
+    assert "column 'uri'" in refusal(written(tmp_path, "m.csv", "uri,video\na,b\n"), uri_column="video")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.csv", ""),
+        ("m.csv", "uri\n"),
+        ("m.jsonl", "\n \n"),
+        ("m.txt", "\n"),
+        ("m.txt", ""),
+        ("m.csv", b"uri\n\xff\xfe.mp4\n"),
+        ("m.txt", b"\xff\xfe"),
+        ("m.csv", "uri,x\na,1\nb\n"),
+        ("m.csv", 'uri,x\n"a,1\n'),
+        ("m.jsonl", '{"uri": "a"'),
+        ("m.json", '[{"uri": "a"}]'),
+        ("m.jsonl", "[" * 100_000),
+        ("m.jsonl", b'{"uri": "\xff"}'),
+        ("m.parquet", b"PAR1 this is not one PAR1"),
+        ("m.parquet", b""),
+        ("m.mp3", "x"),
+        ("m", "x"),
+    ],
+)
+def test_files_that_cannot_be_read(name: str, content: str | bytes, tmp_path: Path) -> None:
+    refusal(written(tmp_path, name, content))
+
+
+def test_parquet_without_rows_or_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"uri": pa.array([], pa.string())}), path)
+    assert "has no rows" in refusal(path)
+    pq.write_table(pa.table({"uri": [f"{i}.mp4" for i in range(1000)]}), path, compression="none")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refusal(path)
+    path.write_bytes(whole[:200] + b"\xff" * 400 + whole[600:])
+    refusal(path)
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("nothing.csv", "nothing.mp4", "nothing", "empty", "*.mp4", "*.csv"):
+        refusal(tmp_path / name)
+    refusal("http://host/m.csv")
+    with pytest.raises(ConfigError, match="no manifest"):
+        list(read_manifest([]))
+
+
+def test_a_bad_row_is_counted_over_batches(tmp_path: Path) -> None:
+    lines = [f"{i}.mp4,{i}" for i in range(BATCH_ROWS + 10)]
+    lines[-3] = "x.mp4,bad id"
+    path = written(tmp_path, "m.csv", "uri,media_id\n" + "\n".join(lines))
+    assert f"row {BATCH_ROWS + 8}: media_id 'bad id'" in refusal(path)
+
+
+def test_duplicates_name_both_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "m.csv", "uri,media_id\na,1\nb,2\nc,1\n")
+    text = refusal(path)
+    assert "'1'" in text
+    assert "row 1" in text
+    assert "row 3" in text
+    again = written(tmp_path, "n.txt", "a\nb\n./a\n")
+    assert "row 1 and" in refusal(again)
+    assert "row 3" in refusal(again)
+
+
+def test_duplicates_over_sources(tmp_path: Path) -> None:
+    first, second = written(tmp_path, "a.txt", "x\ny\n"), written(tmp_path, "b.txt", "z\ny\n")
+    with pytest.raises(ConfigError) as caught:
+        list(read_manifest([str(first), str(second)]))
+    assert f"{first}: row 2 and manifest {second}: row 2" in str(caught.value)
+
+
+def test_one_file_in_several_ranges_is_no_duplicate(tmp_path: Path) -> None:
+    path = written(tmp_path, "m.csv", "uri,start_s,end_s\na,,\na,0,\na,0,1\na,1,2\n")
+    assert sum(batch.num_rows for batch in read_manifest([str(path)])) == 4
+    path = written(tmp_path, "m.csv", "uri,start_s,end_s\na,0,1\na,-0.0,1.0\n")
+    assert "row 1" in refusal(path)
+
+
+@given(st.lists(st.text(max_size=2), max_size=30), st.integers(1, 5))
+def test_the_search_finds_what_comparing_finds(ids: list[str], step: int) -> None:
+    search = DuplicateSearch()
+    for start in range(0, len(ids), step):
+        search.add([i.encode("utf-8", "replace").decode() for i in ids[start : start + step]])
+    plain = [i.encode("utf-8", "replace").decode() for i in ids]
+    expected = next(((plain.index(i), k) for k, i in enumerate(plain) if i in plain[:k]), None)
+    assert search.first_pair() == expected
+
+
+@given(st.text())
+def test_an_id_is_always_a_safe_file_name(text: str) -> None:
+    if is_media_id(text):
+        assert not set(text) & set('/\\\0:*?"<>| ')
+        assert text not in (".", "..")
+        assert len(text.encode()) <= 128

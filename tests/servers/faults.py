@@ -1,0 +1,118 @@
+"""A proxy in front of an HTTP store that answers wrongly when it is told to."""
+
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Literal
+from urllib.parse import urlsplit
+
+Fault = Literal["slow_down", "internal_error", "reset", "truncate", "lost_reply", "stall"]
+FAULTS: tuple[Fault, ...] = ("slow_down", "internal_error", "reset", "truncate", "lost_reply")
+_ANSWERS = {"slow_down": (503, "SlowDown"), "internal_error": (500, "InternalError")}
+
+
+class FaultProxy:
+    """Passes requests on, except those for which ``script`` names a fault.
+
+    ``lost_reply``: the store does the work, the client never hears of it. ``stall``: no answer until the proxy stops.
+
+    Args:
+        upstream: URL of the store.
+        script: Asked once a request with method and path; None passes it on.
+    """
+
+    def __init__(self, upstream: str, script: Callable[[str, str], Fault | None]) -> None:
+        self.requests: list[tuple[str, str, Fault | None]] = []
+        self._script = script
+        self._upstream = urlsplit(upstream).netloc
+        self._stopped = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "FaultProxy":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _serve(self) -> None:
+                self.close_connection = True
+                fault = proxy._script(self.command, self.path)
+                proxy.requests.append((self.command, self.path, fault))
+                body = _read_body(self)
+                if fault == "stall":
+                    proxy._stopped.wait()
+                if fault in ("reset", "stall"):
+                    _reset(self.connection)
+                elif fault in _ANSWERS:
+                    _refuse(self, *_ANSWERS[fault])
+                else:
+                    proxy._forward(self, body, fault)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815 - names given by http.server
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in http.server
+                pass
+
+        return Handler
+
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, fault: Fault | None) -> None:
+        connection = http.client.HTTPConnection(self._upstream, timeout=60)
+        connection.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in handler.headers.items():  # Host too: it is signed
+            if name.lower() not in ("connection", "transfer-encoding", "expect"):
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        if fault == "lost_reply":
+            _reset(handler.connection)
+            return
+        handler.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding"):
+                handler.send_header(name, value)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(data[: len(data) // 2] if fault == "truncate" else data)
+
+
+def _read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+
+
+def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str) -> None:
+    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>scripted</Message></Error>'.encode()
+    handler.send_response_only(status)
+    for name, value in (("Content-Type", "application/xml"), ("Content-Length", len(text)), ("Connection", "close")):
+        handler.send_header(name, str(value))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(text)
+
+
+def _reset(connection: socket.socket) -> None:
+    """Ends a connection with RST instead of FIN."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

@@ -1,0 +1,85 @@
+"""What is opened and what is refused, on text alone."""
+
+import pytest
+
+from featlib.errors import ConfigError
+from featlib.storage import check_url, folder_of, redact, resolve
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("a.mp4", "a.mp4"),
+        ("/data/with space/ü.mp4", "/data/with space/ü.mp4"),
+        ("./clip:1.mp4", "./clip:1.mp4"),
+        ("2024-01-01T10:00.mp4", "2024-01-01T10:00.mp4"),
+        ("file:///data/a%20b.mp4", "/data/a b.mp4"),
+        ("file://localhost/data/a.mp4", "/data/a.mp4"),
+        ("s3://bucket/a b/c?d#e.mp4", "s3://bucket/a b/c?d#e.mp4"),
+        ("S3://bucket/key", "s3://bucket/key"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/user@host.mp4", "s3://bucket/user@host.mp4"),
+    ],
+)
+def test_allowed(text: str, url: str) -> None:
+    assert check_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a\0b", "a\nb", "a\x7f", "http://host/a.mp4", "https://host/a.mp4", "gs://b/a", "data:text/plain,x"),
+        *("simplecache::file:///etc/passwd", "zip://a.mp4::s3://b/c.zip", "local:/etc/passwd", "file:/etc/passwd"),
+        *("file://host/a", "file://", "file:///a%00b", "concat:a|b", "subfile,,start,0,end,9,,:/etc/passwd"),
+        *("s3://KEY:HIDDEN@bucket/a", "s3://HIDDEN@bucket/a", "s3:///a", "s3://", "s3:bucket/a", "s3://b*/a"),
+    ],
+)
+def test_refused_in_one_line(text: str) -> None:
+    if text.startswith("subfile"):
+        assert check_url(text) == text  # no scheme before the comma: a file of that name, never handed to FFmpeg
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_url(text)
+    assert "\n" not in str(caught.value)
+    assert "HIDDEN" not in str(caught.value)
+
+
+def test_redact_blots_out_keys() -> None:
+    shown = redact("GET s3://KEY:SECRET@bucket/a and http://h/a?X-Amz-Signature=abc&x=1&AWSAccessKeyId=AKIA failed")
+    assert shown == "GET s3://***@bucket/a and http://h/a?X-Amz-Signature=***&x=1&AWSAccessKeyId=*** failed"
+
+
+@pytest.mark.parametrize(
+    ("uri", "base", "found"),
+    [
+        ("a.mp4", "/data", "/data/a.mp4"),
+        ("./sub//a.mp4", "/data", "/data/sub/a.mp4"),
+        ("../a.mp4", "/data/m", "/data/m/../a.mp4"),
+        ("/x/a.mp4", "/data", "/x/a.mp4"),
+        ("s3://b/a.mp4", "/data", "s3://b/a.mp4"),
+        ("a.mp4", "s3://b/m", "s3://b/m/a.mp4"),
+        ("../a.mp4", "s3://b/m", "s3://b/a.mp4"),
+        ("x/../../a.mp4", "s3://b/m", "s3://b/a.mp4"),
+        ("a.mp4", "s3://b", "s3://b/a.mp4"),
+        ("a.mp4", "", "/a.mp4"),
+    ],
+)
+def test_relative_uris_start_from_the_base(uri: str, base: str, found: str) -> None:
+    assert resolve(uri, base) == found
+
+
+@pytest.mark.parametrize("uri", ["/etc/passwd", "file:///etc/passwd", "../../a.mp4", "..", "./"])
+def test_a_remote_base_is_not_left(uri: str) -> None:
+    if uri == "..":
+        assert resolve(uri, "s3://b/m/n") == "s3://b/m"
+    else:
+        with pytest.raises(ConfigError):
+            resolve(uri, "s3://b/m")
+
+
+def test_folder_of(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    assert folder_of("m.csv") == str(tmp_path)
+    assert folder_of("/m.csv") == ""
+    assert folder_of("s3://b/x/m.csv") == "s3://b/x"
+    assert folder_of("s3://b/m.csv") == "s3://b"
