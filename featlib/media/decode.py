@@ -1,0 +1,249 @@
+"""One media item in, uint8 frames and clips for all models out; whatever is wrong with it is an outcome."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from featlib.errors import MediaError, TransientError
+from featlib.media.envelope import missing_bytes
+from featlib.media.frames import DecodeReport, decode_run, upright_rgb
+from featlib.media.images import is_image, read_image
+from featlib.media.index import PacketIndex, read_index
+from featlib.media.limits import Limits
+from featlib.media.open import open_video
+from featlib.media.pixels import Allocate, PixelStore, allocate_arrays
+from featlib.media.plan import Picked, ReadPlan, num_segments, pick_all, pixel_specs, read_plan
+from featlib.media.resize import output_size
+from featlib.media.sampling import TimeRange
+from featlib.media.source import Source, load
+from featlib.spec import Clip, Decoded, MediaFacts, MediaItem, Segment, Want
+from featlib.storage import StoreOptions, open_media
+
+_SIGNS_OF_A_CUT = ("unknown_format", "no_video_stream", "unsupported_codec", "no_frames", "corrupt")
+_KEPT_INDEXES = 2  # long items come segment by segment; reading all packets of a file each time would be quadratic
+_recent: "OrderedDict[tuple[str, str | None, int | None], tuple[PacketIndex, MediaFacts]]" = OrderedDict()
+
+
+def _no_progress() -> None:
+    return None
+
+
+@dataclass
+class _Job:
+    """What every step of decoding one item needs, and the facts learned so far, which outlive a failure."""
+
+    item: MediaItem
+    wants: tuple[Want, ...]
+    segment: Segment
+    limits: Limits
+    allocate: Allocate
+    progress: Callable[[], None]
+    facts: MediaFacts = field(default_factory=MediaFacts)
+    skipped: tuple[str, ...] = ()
+
+
+def decode_item(
+    item: MediaItem,
+    wants: tuple[Want, ...],
+    segment: Segment,
+    *,
+    store_options: StoreOptions,
+    limits: Limits,
+    allocate: Allocate = allocate_arrays,
+    progress: Callable[[], None] = _no_progress,
+) -> Decoded:
+    """Decodes one segment of an item, each source frame at most once, for all models that asked.
+
+    Args:
+        segment: With ``n == 0`` the number of segments is decided here and segment 0 is decoded.
+        allocate: Gives the arrays that the frames are written into.
+        progress: Called often while work goes on.
+
+    Returns:
+        The frames and clips; bad media and store trouble are its status, never an exception.
+    """
+    job = _Job(item, wants, segment, limits, allocate, progress)
+    started_s = time.process_time()
+    try:
+        decoded = _decode(job, store_options)
+    except MediaError as error:
+        decoded = _failed(job, error)
+    except TransientError as error:
+        decoded = _failed(job, MediaError("store_unavailable", str(error), retryable=True))
+    except MemoryError:
+        megabytes = limits.memory_bytes >> 20
+        message = f"decoding took more than the limit of {megabytes} MiB; raise the limit or convert the file"
+        decoded = _failed(job, MediaError("out_of_memory", message, retryable=True))
+    return replace(decoded, facts=replace(decoded.facts, decode_s=time.process_time() - started_s))
+
+
+def _failed(job: _Job, error: MediaError) -> Decoded:
+    return Decoded(
+        Segment(job.segment.k, max(job.segment.n, 1)),
+        "failed",
+        job.facts,
+        error.error_class,
+        error.message,
+        error.retryable,
+        skipped_labels=job.skipped,
+    )
+
+
+def _decode(job: _Job, store_options: StoreOptions) -> Decoded:
+    file = open_media(job.item.uri, store_options)
+    try:
+        job.progress()
+        source = load(file)
+        job.progress()
+        job.facts = MediaFacts(size=source.size, etag=source.etag)
+        return _decode_image(job, source) if is_image(source) else _decode_video(job, source)
+    finally:
+        file.close()
+
+
+def _decode_image(job: _Job, source: Source) -> Decoded:
+    wants = tuple(want for want in job.wants if want.kind == "frame")
+    skipped = job.skipped = tuple(want.label for want in job.wants if want.kind == "clip")
+    whole = Segment(0, 1)
+    if not wants:
+        message = "an image has no motion; use a frame model for it"
+        return Decoded(whole, "skipped", job.facts, "image_under_clip_model", message, skipped_labels=skipped)
+    time_range = TimeRange.of(job.item.start_s, job.item.end_s)
+    if (time_range.start_s or 0) > 0 or (time_range.end_s is not None and time_range.end_s <= 0):
+        raise MediaError("empty_range", f"no frame {time_range}; an image has one, at 0 s")
+    rgb = read_image(source, job.limits.max_pixels)
+    job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1], frames_decoded=1)
+    specs = pixel_specs(wants)
+    store = PixelStore({key: np.zeros(1, dtype=np.int64) for key in specs}, specs, job.allocate)
+    store.put(0, rgb)
+    clips: dict[str, tuple[Clip, ...]] = {want.label: (Clip(0, 0.0, None, (0.0,), 0, (0,)),) for want in wants}
+    return Decoded(whole, "ok", job.facts, frames=store.arrays, clips=clips, skipped_labels=skipped)
+
+
+def _decode_video(job: _Job, source: Source) -> Decoded:
+    index = _index(job, source)
+    picked, segment = _resolve(job, index)
+    plan = read_plan(index, picked, job.wants, segment)
+    store, report = _read_frames(job, source, index, plan)
+    if _is_overcounted(index, plan, report):
+        index = index.first(report.num_frames)
+        picked = pick_all(index, job.item, job.wants)
+        plan = read_plan(index, picked, job.wants, segment)
+        store, report = _read_frames(job, source, index, plan)
+    return _finish(job, index, plan, store, report)
+
+
+def _index(job: _Job, source: Source) -> PacketIndex:
+    key = job.item.uri, source.etag, source.size
+    if source.etag is not None and key in _recent:
+        _recent.move_to_end(key)
+        index, job.facts = _recent[key]
+        return index
+    try:
+        index = _read_index(job, source)
+    except MediaError as error:
+        missing = missing_bytes(source) if error.error_class in _SIGNS_OF_A_CUT else 0
+        if not missing:
+            raise
+        message = f"the file is {missing} bytes shorter than it says and cannot be opened ({error.message})"
+        raise MediaError("truncated", message) from error
+    _recent[key] = index, job.facts
+    while len(_recent) > _KEPT_INDEXES:
+        _recent.popitem(last=False)
+    return index
+
+
+def _read_index(job: _Job, source: Source) -> PacketIndex:
+    with open_video(source, job.limits.max_pixels, job.progress) as video:
+        context = video.stream.codec_context
+        job.facts = replace(job.facts, codec=video.codec, width=context.width or None, height=context.height or None)
+        index = read_index(video, source, job.progress)
+    job.facts = replace(job.facts, duration_s=index.times.duration_s)
+    return index
+
+
+def _resolve(job: _Job, index: PacketIndex) -> tuple[Picked, Segment]:
+    picked = pick_all(index, job.item, job.wants)
+    if job.segment.n:
+        return picked, job.segment
+    height, width = job.facts.height or 1, job.facts.width or 1
+    frame_bytes = {}
+    for key, spec in pixel_specs(job.wants).items():
+        out_height, out_width = output_size(spec, height, width)
+        frame_bytes[key] = out_height * out_width * 3
+    job.segment = Segment(0, num_segments(picked, job.wants, frame_bytes, job.limits.unit_bytes))
+    return picked, job.segment
+
+
+def _read_frames(job: _Job, source: Source, index: PacketIndex, plan: ReadPlan) -> tuple[PixelStore, DecodeReport]:
+    store = PixelStore(plan.frames, pixel_specs(job.wants), job.allocate)
+    report = DecodeReport()
+    wanted = set(plan.wanted.tolist())
+    num_outside = 0
+    for run in plan.runs:
+        for ordinal, frame in decode_run(source, index, run, job.limits.max_pixels, report, job.progress):
+            job.progress()
+            num_outside += not plan.low <= ordinal < plan.high
+            if ordinal in wanted:
+                rgb = upright_rgb(frame, job.limits.max_pixels)
+                job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
+                store.put(ordinal, rgb)
+    twice = num_outside if plan.segment.n > 1 else 0
+    job.facts = replace(job.facts, frames_decoded=report.num_frames, frames_twice=twice)
+    return store, report
+
+
+def _is_overcounted(index: PacketIndex, plan: ReadPlan, report: DecodeReport) -> bool:
+    """An AVI with fewer pictures than packets, which shows at its end only: plan again with the true count."""
+    return (
+        index.is_counted
+        and plan.segment.n == 1
+        and report.reached_end
+        and report.message is None
+        and index.cut is None
+        and 0 < report.num_frames < len(index.times)
+    )
+
+
+def _finish(job: _Job, index: PacketIndex, plan: ReadPlan, store: PixelStore, report: DecodeReport) -> Decoded:
+    missing = store.forget(lambda ordinals: report.is_lost(index.packet_of[ordinals]))
+    clips = {label: store.clips(part, index.times) for label, part in plan.clips.items()}
+    trouble = _trouble(job.item, index, plan, report, missing)
+    if trouble is not None and plan.segment.n == 1 and not any(clips.values()):
+        raise _nothing_left(trouble, report)
+    for want in job.wants:
+        clips.setdefault(want.label, ())
+    return Decoded(
+        plan.segment,
+        "ok" if trouble is None else "partial",
+        job.facts,
+        None if trouble is None else trouble.error_class,
+        None if trouble is None else trouble.message,
+        False if trouble is None else trouble.retryable,
+        store.arrays,
+        clips,
+        label_errors={label: (error.error_class, error.message) for label, error in plan.empty.items()},
+    )
+
+
+def _trouble(
+    item: MediaItem, index: PacketIndex, plan: ReadPlan, report: DecodeReport, missing: int
+) -> MediaError | None:
+    """What keeps the item from being whole; a cut behind the item's own end does not."""
+    end_s = TimeRange.of(None, item.end_s).end_s
+    if index.cut is not None and (end_s is None or end_s > index.times.end_pts * index.times.time_base):
+        return MediaError("truncated", f"{index.cut}; {len(index.times)} frames can be read")
+    if report.message is not None:
+        return MediaError("corrupt", f"{report.message}; {missing} of the frames that were wanted are lost")
+    if missing:
+        return MediaError("corrupt", f"{missing} of the frames that were wanted did not come out of the decoder")
+    return None
+
+
+def _nothing_left(trouble: MediaError, report: DecodeReport) -> MediaError:
+    if report.num_frames:
+        return trouble
+    return MediaError("no_frames", f"no frame could be decoded: {trouble.message}")

@@ -1,0 +1,211 @@
+"""The packets of a video stream, read without decoding: which frames there are, when, and where decoding can begin."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featlib.errors import MediaError
+from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
+from featlib.media.envelope import missing_bytes
+from featlib.media.open import AV_ERRORS, OpenVideo, said
+from featlib.media.source import Source
+from featlib.media.times import Bools, FrameTimes, Int64s
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+_MOST_REORDERED = 64  # H.264 and HEVC reorder at most 16 frames; anything wilder is a broken or spliced time line
+NO_PTS = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class Packets:
+    """All packets of the stream in decode order, as arrays of one length.
+
+    Args:
+        pts: Presentation ticks; ``NO_PTS`` where the packet has none.
+        dts: Decoding ticks; the same.
+        size: Bytes.
+        duration: Ticks; 0 where the packet does not say.
+        is_key: Flagged as a keyframe.
+        is_damaged: The container says that bytes are missing in it.
+        num_frames: Frames that the packet adds to the presentation: 0 for hidden, discarded and placeholder packets.
+        vop_types: The coded pictures, for MPEG-4 part 2 in AVI only; else empty.
+        failure: What stopped reading before the end, if anything did.
+    """
+
+    pts: Int64s
+    dts: Int64s
+    size: Int64s
+    duration: Int64s
+    is_key: Bools
+    is_damaged: Bools
+    num_frames: Int64s
+    vop_types: str
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """What is known of a video before a pixel is decoded.
+
+    Args:
+        times: The frames in presentation order.
+        packets: In decode order.
+        packet_of: (num_frames,) position in ``packets`` of each frame; approximate when ``is_counted``.
+        is_counted: The decoder's frames are told apart by counting them, since their pts cannot be trusted; then
+            decoding always begins at the first packet.
+        cut: Why the file is known to be incomplete; None when nothing is missing.
+    """
+
+    times: FrameTimes
+    packets: Packets
+    packet_of: Int64s
+    is_counted: bool
+    cut: str | None
+
+    def key_after(self, packet: int) -> int:
+        """Position of the first keyframe packet behind ``packet``; the packet count when there is none."""
+        keys = np.flatnonzero(self.packets.is_key[packet + 1 :])
+        return packet + 1 + int(keys[0]) if len(keys) else len(self.packets.is_key)
+
+    def first(self, num_frames: int) -> "PacketIndex":
+        """The same with only the first ``num_frames`` frames."""
+        end_pts = int(self.times.pts[num_frames]) if num_frames < len(self.times) else self.times.end_pts
+        times = replace(
+            self.times,
+            pts=self.times.pts[:num_frames],
+            end_pts=end_pts,
+            is_keyframe=self.times.is_keyframe[:num_frames],
+        )
+        return replace(self, times=times, packet_of=self.packet_of[:num_frames])
+
+
+def read_index(video: OpenVideo, source: Source, progress: Callable[[], None]) -> PacketIndex:
+    """Reads all packets once.
+
+    Raises:
+        MediaError: ``no_frames`` when the stream holds no packet that could be shown.
+        FeatlibError: What the store raised.
+    """
+    packets = _read_packets(video, progress)
+    if not packets.num_frames.any():
+        raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
+    cut = _cut(video, source, packets)
+    if video.format == "avi" and _has_b_frames(video, packets):
+        return _counted(packets, video.stream.time_base or Fraction(1, 25), Fraction(0), cut)
+    return _timed(video, packets, cut)
+
+
+def _read_packets(video: OpenVideo, progress: Callable[[], None]) -> Packets:
+    rows: list[tuple[int, ...]] = []
+    types: list[str] = []
+    failure = None
+    codec, is_avi = video.codec, video.format == "avi"
+    try:
+        for packet in video.container.demux(video.stream):
+            if not packet.size:
+                continue
+            num_frames = 0 if packet.is_discard else 1
+            if codec == "mpeg4" and is_avi:
+                types.append(coded_vops(bytes(packet)).types)
+                num_frames = len(types[-1])
+            elif codec == "vp8" and not vp8_is_shown(memoryview(packet)[0]):
+                num_frames = 0
+            rows.append(
+                (
+                    NO_PTS if packet.pts is None else packet.pts,
+                    NO_PTS if packet.dts is None else packet.dts,
+                    packet.size,
+                    packet.duration or 0,
+                    packet.is_keyframe,
+                    packet.is_corrupt,
+                    num_frames,
+                )
+            )
+            progress()
+    except MemoryError:
+        raise
+    except AV_ERRORS as error:
+        failure = said(error)
+    if video.reader.failure is not None:
+        raise video.reader.failure
+    pts, dts, size, duration, is_key, is_damaged, frames = np.array(rows, dtype=np.int64).reshape(-1, 7).T
+    if types and len(types[-1]) > 1:  # the second picture of a packed packet comes out with the packet behind it
+        types[-1], frames[-1] = types[-1][:1], 1
+    flags = is_key.astype(np.bool_), is_damaged.astype(np.bool_)
+    return Packets(pts, dts, size, duration, *flags, frames, "".join(types), failure)
+
+
+def _cut(video: OpenVideo, source: Source, packets: Packets) -> str | None:
+    if video.reader.ended_at is not None:
+        return f"the store gave {video.reader.ended_at} of {source.size} bytes"
+    missing = missing_bytes(source)
+    if missing:
+        return f"the file is {missing} bytes shorter than it says"
+    return None if packets.failure is None else f"reading broke off ({packets.failure})"
+
+
+def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:
+    return "B" in packets.vop_types or (not packets.vop_types and bool(video.stream.codec_context.has_b_frames))
+
+
+def _timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
+    """Frames told apart by pts; falls back to counting where these are missing, repeated or wild."""
+    time_base = video.stream.time_base or Fraction(1, 25)
+    shown = np.flatnonzero(packets.num_frames > 0)
+    shown = _without_leading(packets, shown)
+    order = shown[np.argsort(packets.pts[shown], kind="stable")]
+    pts = packets.pts[order]
+    moved = np.abs(np.argsort(np.argsort(packets.pts[shown], kind="stable")) - np.arange(len(shown)))
+    if pts[0] == NO_PTS or (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
+        rate = video.stream.average_rate or video.stream.guessed_rate or Fraction(25)
+        known = packets.pts[packets.pts != NO_PTS]
+        start_s = (int(known[0]) if len(known) else 0) * time_base
+        return _counted(packets, 1 / rate, start_s, cut)
+    times = FrameTimes(pts, _end_pts(video, pts, int(packets.duration[order[-1]])), packets.is_key[order], time_base)
+    return PacketIndex(times, packets, order, False, cut)
+
+
+def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
+    """Leaves out what no decoder can show: frames before the first keyframe of a stream cut out of a longer one."""
+    keys = np.flatnonzero(packets.is_key)
+    if not len(keys) or packets.pts[keys[0]] == NO_PTS:
+        return shown
+    pts = packets.pts[shown]
+    kept: Int64s = shown[(shown >= keys[0]) & ((pts >= packets.pts[keys[0]]) | (pts == NO_PTS))]
+    return kept
+
+
+def _end_pts(video: OpenVideo, pts: Int64s, duration: int) -> int:
+    if duration <= 0 and len(pts) > 1:
+        duration = int(np.median(np.diff(pts)))
+    if duration <= 0:
+        rate = video.stream.average_rate or Fraction(25)
+        duration = max(round(1 / (rate * (video.stream.time_base or Fraction(1, 25)))), 1)
+    return int(pts[-1]) + duration
+
+
+def _counted(packets: Packets, frame_s: Fraction, start_s: Fraction, cut: str | None) -> PacketIndex:
+    """Frame i is shown at start + i * frame_s, in the order in which the decoder gives them out."""
+    packet_of = np.repeat(np.arange(len(packets.num_frames)), packets.num_frames)
+    is_key = packets.is_key[packet_of]
+    if packets.vop_types:
+        is_key = np.array([kind == "I" for kind in packets.vop_types])
+        position = np.array(display_order(packets.vop_types))
+        is_key, packet_of = _placed(is_key, position), _placed(packet_of, position)
+    tick_s = Fraction(1, math.lcm(start_s.denominator, frame_s.denominator))
+    first, step = int(start_s / tick_s), int(frame_s / tick_s)
+    pts = first + step * np.arange(len(packet_of), dtype=np.int64)
+    times = FrameTimes(pts, first + step * len(pts), is_key, tick_s)
+    return PacketIndex(times, packets, packet_of, True, cut)
+
+
+def _placed(values: npt.NDArray[Scalar], position: Int64s) -> npt.NDArray[Scalar]:
+    out = np.empty_like(values)
+    out[position] = values
+    return out

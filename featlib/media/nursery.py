@@ -1,0 +1,167 @@
+"""The process that loads everything decoding needs once, and forks a decoding process whenever its parent asks.
+
+It runs no thread and decodes nothing itself, so a fork is safe and takes milliseconds. It is started as a fresh
+interpreter, never by fork of the parent and never through the parent's main script.
+"""
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from featlib.media.limits import Limits
+from featlib.media.wire import SharedPixels, receive, send
+from featlib.spec import Decoded
+
+_TICK_S = 0.1
+_PARENT_CHECK_MS = 1000
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None)
+
+
+def main(control_descriptor: int, parent_pid: int, decode: str) -> None:
+    """Serves ``spawn`` and ``reap`` requests until the parent is gone.
+
+    Args:
+        control_descriptor: Unix socket to the parent.
+        parent_pid: Of the parent; its death ends this process and with it all children.
+        decode: ``module:function`` with the signature of ``decode_item``.
+    """
+    control = socket.socket(fileno=control_descriptor)
+    control.set_inheritable(False)
+    module, _, function = decode.partition(":")
+    try:
+        decoder = getattr(import_module(module), function)
+    except (ImportError, AttributeError, OSError) as error:
+        send(control, ("cannot start", f"{type(error).__name__}: {error}"))
+        sys.exit(1)
+    _one_thread()
+    try:
+        send(control, ("ready", None))
+        while _parent_asks(control, parent_pid):
+            (verb, argument), descriptors = receive(control)
+            if verb == "spawn":
+                send(control, ("spawned", _fork(control, descriptors[0], decoder, *argument)))
+            else:
+                send(control, ("reaped", _reap(*argument)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone; the kernel ends the children
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _parent_asks(control: socket.socket, parent_pid: int) -> bool:
+    """Waits for a request; False when the parent is gone, even if its end of the socket lives on in a fork of it."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while not poll.poll(_PARENT_CHECK_MS):
+        if os.getppid() != parent_pid:
+            return False
+    return True
+
+
+def _fork(
+    control: socket.socket, descriptor: int, decoder: Callable[..., Decoded], limits: Limits, store_options: Any
+) -> int:
+    nursery_pid = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(descriptor)
+        return pid
+    status = 1
+    try:
+        control.close()
+        _guard(nursery_pid, limits)
+        serve(socket.socket(fileno=descriptor), decoder, limits, store_options)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _guard(nursery_pid: int, limits: Limits) -> None:
+    """Dies with its parent, takes bounded memory, leaves no core dump."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != nursery_pid:  # it died before the line above
+        os._exit(1)
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        now_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    most = now_bytes + limits.memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def serve(sock: socket.socket, decoder: Callable[..., Decoded], limits: Limits, store_options: Any) -> None:
+    """Decodes what is asked for until the other side is gone."""
+    while True:
+        try:
+            request, _ = receive(sock)
+            _answer(sock, request, decoder, limits, store_options)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _answer(
+    sock: socket.socket, request: Any, decoder: Callable[..., Decoded], limits: Limits, store_options: Any
+) -> None:
+    pixels = SharedPixels()
+    last_s = time.monotonic()
+
+    def progress() -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= _TICK_S:
+            last_s = now_s
+            send(sock, ("tick", None))
+
+    try:
+        decoded = decoder(
+            *request, store_options=store_options, limits=limits, allocate=pixels.allocate, progress=progress
+        )
+        _send_decoded(sock, decoded, pixels)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except MemoryError:
+        send(sock, ("out_of_memory", None))
+    except Exception as error:  # noqa: BLE001 - becomes the item's outcome, internal_error
+        send(sock, ("internal_error", _where(error)))
+    finally:
+        pixels.close()
+
+
+def _where(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}, at {os.path.basename(last.filename)}:{last.lineno} in {last.name}"
+
+
+def _send_decoded(sock: socket.socket, decoded: Decoded, pixels: SharedPixels) -> None:
+    bare = replace(decoded, frames={})
+    if not decoded.frames:
+        send(sock, ("done", (bare, 0, {})))
+        return
+    descriptor, size, layout = pixels.hand_over(decoded.frames)
+    send(sock, ("done", (bare, size, layout)), (descriptor,))
+
+
+def _reap(pid: int, wait_s: float) -> int:
+    """Waits for a child that is ending and kills it when it does not; gives its wait status."""
+    end_s = time.monotonic() + wait_s
+    while time.monotonic() < end_s:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]

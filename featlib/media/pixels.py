@@ -1,0 +1,87 @@
+"""The finished frames of a segment: one array a preprocessing, written as frames come, never held twice."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from featlib.media.plan import LabelClips
+from featlib.media.resize import fitted, output_size, resized
+from featlib.media.times import FrameTimes, Int64s
+from featlib.spec import Clip, PixelSpec
+
+UInt8 = npt.NDArray[np.uint8]
+Shapes = dict[str, tuple[int, int, int, int]]
+Allocate = Callable[[Shapes], dict[str, UInt8]]
+
+
+def allocate_arrays(shapes: Shapes) -> dict[str, UInt8]:
+    """Fresh arrays in this process."""
+    return {key: np.empty(shape, dtype=np.uint8) for key, shape in shapes.items()}
+
+
+class PixelStore:
+    """Arrays of finished frames by pixel spec key, and which of their rows are there.
+
+    Args:
+        frames: By key, the frame ordinals that are needed, ascending: one row each.
+        specs: By key.
+        allocate: Called once, with the first frame.
+    """
+
+    def __init__(self, frames: dict[str, Int64s], specs: dict[str, PixelSpec], allocate: Allocate) -> None:
+        self._frames = {key: ordinals for key, ordinals in frames.items() if len(ordinals)}
+        self._specs = specs
+        self._allocate = allocate
+        self._arrays: dict[str, UInt8] | None = None
+        self._is_there = {key: np.zeros(len(ordinals), dtype=np.bool_) for key, ordinals in self._frames.items()}
+
+    def put(self, ordinal: int, rgb: UInt8) -> None:
+        """Finishes one frame for every preprocessing that needs it."""
+        if self._arrays is None:
+            self._arrays = self._allocate({key: self._shape(key, rgb) for key in self._frames})
+        for key, ordinals in self._frames.items():
+            row = int(np.searchsorted(ordinals, ordinal))
+            if row < len(ordinals) and ordinals[row] == ordinal:
+                array = self._arrays[key]
+                array[row] = fitted(resized(rgb, self._specs[key]), array.shape[1], array.shape[2])
+                self._is_there[key][row] = True
+
+    def _shape(self, key: str, rgb: UInt8) -> tuple[int, int, int, int]:
+        height, width = output_size(self._specs[key], rgb.shape[0], rgb.shape[1])
+        return len(self._frames[key]), height, width, 3
+
+    def forget(self, is_lost: Callable[[Int64s], npt.NDArray[np.bool_]]) -> int:
+        """Takes out rows whose ordinals are lost and moves the others up; returns how many rows are missing now."""
+        missing = 0
+        for key, ordinals in self._frames.items():
+            keep = np.flatnonzero(self._is_there[key] & ~is_lost(ordinals))
+            missing += len(ordinals) - len(keep)
+            if self._arrays is not None and len(keep) < len(ordinals):
+                array = self._arrays[key]
+                for to_row, from_row in enumerate(keep):
+                    array[to_row] = array[from_row]
+                self._arrays[key] = array[: len(keep)]
+            self._frames[key] = ordinals[keep]
+        return missing
+
+    @property
+    def arrays(self) -> dict[str, UInt8]:
+        return {key: array for key, array in (self._arrays or {}).items() if len(array)}
+
+    def clips(self, part: LabelClips, times: FrameTimes) -> tuple[Clip, ...]:
+        """The clips of one model all of whose frames are there."""
+        ordinals = part.picks.clip_ordinals(part.first, part.last)
+        used = part.picks.used_frames(part.first, part.last)
+        have = self._frames.get(part.pixel_key, np.empty(0, dtype=np.int64))
+        rows = np.searchsorted(have, ordinals)
+        is_whole = np.isin(ordinals, have).all(axis=1)
+        return tuple(
+            _clip(part.first + int(i), times, ordinals[i], int(used[i]), rows[i]) for i in np.flatnonzero(is_whole)
+        )
+
+
+def _clip(clip_index: int, times: FrameTimes, ordinals: Int64s, used: int, rows: Int64s) -> Clip:
+    frame_s = times.starts_s(ordinals[:used])
+    (end_s,) = times.ends_s(ordinals[used - 1 : used])
+    return Clip(clip_index, frame_s[0], end_s, tuple(frame_s), len(ordinals) - used, tuple(rows.tolist()))

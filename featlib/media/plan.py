@@ -1,0 +1,140 @@
+"""What to read of a video so that every model gets its frames and each frame is decoded once a segment."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from featlib.errors import MediaError
+from featlib.media.index import NO_PTS, PacketIndex
+from featlib.media.sampling import Picks, TimeRange, frame_span, pick
+from featlib.media.times import Int64s
+from featlib.spec import MediaItem, PixelSpec, Segment, Want
+
+
+@dataclass(frozen=True)
+class LabelClips:
+    """The clips ``[first, last)`` of one model that belong to this segment; numbers count over the whole item."""
+
+    picks: Picks
+    pixel_key: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stretch of decoding: from a keyframe packet until all frames below ``stop_frame`` are there."""
+
+    start_packet: int
+    stop_frame: int
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """One segment of one item.
+
+    Args:
+        segment: With ``n`` decided.
+        low: First frame of the segment.
+        high: Frame behind its last.
+        clips: By model label; a label without frames in the range is missing.
+        frames: By pixel spec key, the frame ordinals needed, ascending.
+        wanted: All ordinals needed, ascending.
+        runs: In order; empty when the segment needs no frame.
+        empty: Why labels are missing from ``clips``, by label.
+    """
+
+    segment: Segment
+    low: int
+    high: int
+    clips: dict[str, LabelClips]
+    frames: dict[str, Int64s]
+    wanted: Int64s
+    runs: tuple[Run, ...]
+    empty: dict[str, MediaError]
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Sampling of all models over the whole item, before it is cut into segments."""
+
+    low: int
+    high: int
+    picks: dict[str, Picks]
+    empty: dict[str, MediaError]
+
+
+def pick_all(index: PacketIndex, item: MediaItem, wants: tuple[Want, ...]) -> Picked:
+    """Samples for every model.
+
+    Raises:
+        MediaError: No model gets a frame.
+    """
+    time_range = TimeRange.of(item.start_s, item.end_s)
+    picks: dict[str, Picks] = {}
+    empty: dict[str, MediaError] = {}
+    for want in wants:
+        try:
+            picks[want.label] = pick(index.times, want.sampling, item.media_id, time_range)
+        except MediaError as error:
+            empty[want.label] = error
+    if empty and not picks:
+        raise next(iter(empty.values()))
+    return Picked(*frame_span(index.times, time_range), picks, empty)
+
+
+def num_segments(picked: Picked, wants: tuple[Want, ...], frame_bytes: dict[str, int], unit_bytes: int) -> int:
+    """How many segments keep the pixels of each below ``unit_bytes`` on average.
+
+    Args:
+        frame_bytes: By pixel spec key, bytes of one finished frame.
+    """
+    frames = _frames_by_key(wants, {label: LabelClips(p, "", 0, len(p)) for label, p in picked.picks.items()})
+    total = sum(len(ordinals) * frame_bytes[key] for key, ordinals in frames.items())
+    return min(max(-(-total // unit_bytes), 1), max(picked.high - picked.low, 1))
+
+
+def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segment: Segment) -> ReadPlan:
+    """Cuts one segment out of the item and finds where to start decoding."""
+    low, high = (picked.low + k * (picked.high - picked.low) // segment.n for k in (segment.k, segment.k + 1))
+    clips = {}
+    for want in wants:
+        if want.label in picked.picks:
+            picks = picked.picks[want.label]
+            first, last = np.searchsorted(picks.first_ordinals(), [low, high])
+            clips[want.label] = LabelClips(picks, want.pixels.key, int(first), int(last))
+    frames = _frames_by_key(wants, clips)
+    wanted = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *frames.values()]))
+    # The whole segment, also where nobody wants a frame: whether a file breaks off must not depend on the sampling.
+    first, stop = (min(int(wanted[0]), low), max(int(wanted[-1]) + 1, high)) if len(wanted) else (low, high)
+    runs = (Run(start_packet(index, first), stop),) if stop > first else ()
+    return ReadPlan(segment, low, high, clips, frames, wanted, runs, picked.empty)
+
+
+def start_packet(index: PacketIndex, frame: int) -> int:
+    """The last keyframe packet from which ``frame`` can be decoded.
+
+    A frame that is decoded behind a keyframe but shown before it (open GOP) needs the keyframe before that one.
+    """
+    if index.is_counted:
+        return 0
+    packets = index.packets
+    behind = int(index.packet_of[frame])
+    pts = packets.pts[: behind + 1]
+    fits = packets.is_key[: behind + 1] & (pts <= index.times.pts[frame]) & (pts != NO_PTS)
+    keys = np.flatnonzero(fits)
+    return int(keys[-1]) if len(keys) else 0
+
+
+def pixel_specs(wants: tuple[Want, ...]) -> dict[str, PixelSpec]:
+    """The distinct preprocessings, by key."""
+    return {want.pixels.key: want.pixels for want in wants}
+
+
+def _frames_by_key(wants: tuple[Want, ...], clips: dict[str, LabelClips]) -> dict[str, Int64s]:
+    by_key: dict[str, list[Int64s]] = {}
+    for want in wants:
+        if want.label in clips:
+            part = clips[want.label]
+            by_key.setdefault(want.pixels.key, []).append(part.picks.unique_ordinals(part.first, part.last))
+    return {key: np.unique(np.concatenate(parts)) for key, parts in by_key.items()}

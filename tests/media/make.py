@@ -1,0 +1,103 @@
+"""Small videos with known content and times, written with PyAV."""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+METADATA: dict[str, Any] = {"metadata_errors": "replace"} if av.__version__ < "19" else {}
+
+
+def picture(i: int, width: int = 160, height: int = 96) -> npt.NDArray[np.uint8]:
+    """A gradient with a white bar that moves with ``i`` and a block that counts ``i`` in grey."""
+    y, x = np.mgrid[0:height, 0:width]
+    frame = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 60)], axis=-1).astype(np.uint8)
+    at = (i * 7) % (width - 8)
+    frame[:, at : at + 8] = 255
+    frame[: height // 4, : width // 4] = i * 3 % 256
+    return frame
+
+
+def write_video(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    frames: int = 40,
+    rate: Fraction = Fraction(20),
+    pts: Sequence[int] | None = None,
+    size: tuple[int, int] = (160, 96),
+    gop: int = 10,
+    b_frames: int = 0,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    start: int = 0,
+    audio: bool = False,
+    pixel_format: str = "yuv420p",
+) -> Path:
+    """Writes ``picture(0)`` … ``picture(frames - 1)``; ``pts`` count in ``1 / rate``."""
+    with av.open(str(path), "w", container_options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames
+        stream.codec_context.time_base = 1 / rate
+        stream.codec_context.thread_count = 1
+        if audio:
+            _add_tone(container, frames / rate)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+            frame.pts = start + (i if pts is None else pts[i])
+            frame.time_base = 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _add_tone(container: "av.container.OutputContainer", seconds: Fraction) -> None:
+    stream = container.add_stream("mp2", rate=44100)
+    for i in range(int(seconds * 44100) // 1152):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2304), np.int16), format="s16", layout="stereo")
+        frame.pts, frame.rate, frame.time_base = i * 1152, 44100, Fraction(1, 44100)
+        container.mux(stream.encode(frame))
+
+
+def write_audio(path: Path) -> Path:
+    """A file with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        _add_tone(container, Fraction(1))
+    return path
+
+
+def decoded(path: Path) -> list[npt.NDArray[np.uint8]]:
+    """All frames as plain PyAV gives them, before any error; upright."""
+    frames = []
+    with av.open(str(path), **METADATA) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        try:
+            for frame in container.decode(stream):
+                turned = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                frames.append(np.ascontiguousarray(turned))
+        except av.FFmpegError:
+            pass
+    return frames
+
+
+def packets(path: Path) -> list[tuple[int | None, int, bool, int]]:
+    """(pts, size, is keyframe, byte position) of the video packets, in decode order."""
+    with av.open(str(path), **METADATA) as container:
+        demuxed = container.demux(container.streams.video[0])
+        return [(p.pts, p.size, p.is_keyframe, p.pos or 0) for p in demuxed if p.size]
+
+
+def damaged(path: Path, spans: Iterable[tuple[int, int]], to: Path, fill: int = 0) -> Path:
+    """A copy of ``path`` in which the bytes of the half-open ``spans`` are ``fill``."""
+    data = bytearray(path.read_bytes())
+    for start, stop in spans:
+        data[start:stop] = bytes([fill]) * (stop - start)
+    to.write_bytes(data)
+    return to

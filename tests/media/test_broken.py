@@ -1,0 +1,263 @@
+"""Media that cannot be used, or only in part: which outcome each kind becomes, and what is kept."""
+
+import io
+import resource
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from featlib.errors import MEDIA_ERROR_CLASSES
+from featlib.media.limits import Limits
+from featlib.spec import Decoded
+from tests.media.conftest import WHOLE, clips, decode, want
+from tests.media.make import damaged, decoded, packets, write_audio, write_video
+
+
+def _outcome(result: Decoded) -> tuple[str, str | None]:
+    assert result.error_class is None or result.error_class in MEDIA_ERROR_CLASSES
+    assert result.error_message is None or "\n" not in result.error_message
+    return result.status, result.error_class
+
+
+def _kept(result: Decoded, whole: Decoded) -> list[int]:
+    """Ordinals of the frames that came out, each checked to be the sound frame's pixels."""
+    starts = [clip.start_s for clip in whole.clips["m"]]
+    kept = [starts.index(clip.start_s) for clip in result.clips["m"]]
+    for clip, ordinal in zip(result.clips["m"], kept, strict=True):
+        assert np.array_equal(result.frames[WHOLE.key][clip.frame_idx[0]], whole.frames[WHOLE.key][ordinal])
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty_file"),
+        (b"x", "unknown_format"),
+        (bytes(5000), "unknown_format"),
+        (np.random.default_rng(3).bytes(20_000), "unknown_format"),
+        (b"just a text file, named like a video\n" * 50, "unknown_format"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "unknown_format"),
+    ],
+)
+def test_what_is_not_media_fails(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    assert _outcome(decode(path)) == ("failed", expected)
+
+
+def test_what_is_not_a_file_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "a.mp4"
+    folder.mkdir()
+    assert _outcome(decode(folder)) == ("failed", "not_a_file")
+    assert _outcome(decode(tmp_path / "gone.mp4")) == ("failed", "not_found")
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    result = decode(write_audio(tmp_path / "a.mp4"))
+    assert _outcome(result) == ("failed", "no_video_stream")
+    assert result.error_message == "the file holds no video, only: audio"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_cut_faststart_mp4_is_partial(tmp_path: Path, videos: dict[str, Path], share: float) -> None:
+    data = videos["plain"].read_bytes()
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data[: int(len(data) * share)])
+    result = decode(path)
+    assert _outcome(result) == ("partial", "truncated")
+    assert _kept(result, decode(videos["plain"])) == list(range(len(decoded(path))))
+
+
+@pytest.mark.parametrize("kind", ["mkv", "open_gop", "vp9", "avi"])
+def test_containers_that_end_quietly_are_partial_all_the_same(
+    tmp_path: Path, videos: dict[str, Path], kind: str
+) -> None:
+    data = videos[kind].read_bytes()
+    path = tmp_path / videos[kind].name
+    path.write_bytes(data[: int(len(data) * 0.9)])
+    result = decode(path)
+    assert _outcome(result) == ("partial", "truncated")
+    assert result.error_message is not None
+    assert "shorter than it says" in result.error_message
+    kept = _kept(result, decode(videos[kind]))
+    assert 20 < len(kept) < 40
+    assert kept == list(range(len(kept)))
+
+
+def test_a_cut_transport_stream_is_partial(tmp_path: Path, videos: dict[str, Path]) -> None:
+    data = videos["ts"].read_bytes()
+    path = tmp_path / "cut.ts"
+    path.write_bytes(data[: len(data) // 188 // 2 * 188 + 77])
+    result = decode(path)
+    assert _outcome(result) == ("partial", "truncated")
+    assert len(_kept(result, decode(videos["ts"]))) > 10
+
+
+@pytest.mark.parametrize("kind", ["b_frames", "hevc", "mpeg4"])
+def test_an_mp4_cut_before_its_index_fails_as_truncated(tmp_path: Path, videos: dict[str, Path], kind: str) -> None:
+    data = videos[kind].read_bytes()
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data[: len(data) // 2])
+    assert _outcome(decode(path)) == ("failed", "truncated")
+
+
+def test_a_cut_behind_the_items_own_end_does_not_matter(tmp_path: Path, videos: dict[str, Path]) -> None:
+    data = videos["plain"].read_bytes()
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data[: int(len(data) * 0.9)])
+    assert _outcome(decode(path, end_s=1.0)) == ("ok", None)
+    assert _outcome(decode(path, end_s=5.0)) == ("partial", "truncated")
+
+
+@pytest.mark.parametrize("kind", ["plain", "b_frames", "mpeg4", "avi", "hevc"])
+def test_damage_costs_its_group_of_pictures_and_no_more(tmp_path: Path, videos: dict[str, Path], kind: str) -> None:
+    """Packet 15 is zeros: frames before it stay, those up to the keyframe at 20 go, all behind are sound."""
+    _, size, _, position = packets(videos[kind])[15]
+    path = damaged(videos[kind], [(position, position + size)], tmp_path / videos[kind].name)
+    result = decode(path)
+    assert _outcome(result) == ("partial", "corrupt")
+    kept = _kept(result, decode(videos[kind]))
+    assert kept[-20:] == list(range(20, 40))
+    assert kept[:-20] == list(range(len(kept) - 20))
+    assert 13 <= len(kept) - 20 <= 15
+
+
+@pytest.mark.parametrize("kind", ["plain", "b_frames", "mkv", "open_gop", "mpeg4", "avi"])
+def test_damage_inside_a_picture_leaves_no_wrong_pixels(tmp_path: Path, videos: dict[str, Path], kind: str) -> None:
+    """The decoder conceals it and goes on; its own flag says so, and what refers to the picture goes too."""
+    _, size, _, position = packets(videos[kind])[15]
+    path = damaged(videos[kind], [(position + size // 2, position + size)], tmp_path / videos[kind].name)
+    result = decode(path)
+    assert _outcome(result) == ("partial", "corrupt")
+    kept = _kept(result, decode(videos[kind]))
+    assert kept[-20:] == list(range(20, 40))
+    assert len(kept) <= 35
+
+
+def test_after_damage_nothing_of_an_avi_with_b_frames_can_be_told_apart(
+    tmp_path: Path, videos: dict[str, Path]
+) -> None:
+    _, size, _, position = packets(videos["avi_b"])[15]
+    path = damaged(videos["avi_b"], [(position, position + size)], tmp_path / "a.avi")
+    result = decode(path)
+    assert _outcome(result) == ("partial", "corrupt")
+    assert _kept(result, decode(videos["avi_b"])) == list(range(14))
+
+
+def test_clips_with_a_lost_frame_are_dropped_and_keep_their_numbers(tmp_path: Path, videos: dict[str, Path]) -> None:
+    _, size, _, position = packets(videos["plain"])[15]
+    path = damaged(videos["plain"], [(position, position + size)], tmp_path / "a.mp4")
+    rows = decode(path, want(clips(5))).clips["m"]
+    assert [clip.clip_index for clip in rows] == [0, 1, 2, 4, 5, 6, 7]
+    assert [clip.start_s for clip in rows] == [0.0, 0.25, 0.5, 1.0, 1.25, 1.5, 1.75]
+
+
+def test_damaged_segments_are_partial_and_sound_ones_ok(tmp_path: Path, videos: dict[str, Path]) -> None:
+    _, size, _, position = packets(videos["plain"])[15]
+    path = damaged(videos["plain"], [(position, position + size)], tmp_path / "a.mp4")
+    parts = [decode(path, k=k, n=8) for k in range(8)]
+    assert [part.status for part in parts] == ["ok"] * 3 + ["partial"] + ["ok"] * 4
+    assert [len(part.clips["m"]) for part in parts] == [5, 5, 5, 0, 5, 5, 5, 5]
+
+
+def test_no_frame_at_all_fails(tmp_path: Path, videos: dict[str, Path]) -> None:
+    spans = [(position, position + size) for _, size, _, position in packets(videos["plain"])]
+    result = decode(damaged(videos["plain"], spans, tmp_path / "a.mp4"))
+    assert _outcome(result) == ("failed", "no_frames")
+
+
+def test_facts_that_were_learned_outlive_a_failure(tmp_path: Path, videos: dict[str, Path]) -> None:
+    result = decode(videos["plain"], start_s=50.0)
+    assert _outcome(result) == ("failed", "empty_range")
+    facts = result.facts
+    assert (facts.codec, facts.width, facts.height, facts.duration_s) == ("h264", 160, 96, 2.0)
+    assert facts.size == videos["plain"].stat().st_size
+
+
+def test_frames_over_the_limit_are_refused(videos: dict[str, Path]) -> None:
+    for max_pixels in (160 * 96 - 1, 1000):
+        for kind in ("plain", "mkv", "avi", "vp9", "hevc", "mpeg4"):
+            result = decode(videos[kind], limits=Limits(max_pixels=max_pixels))
+            assert _outcome(result) == ("failed", "too_large")
+    assert _outcome(decode(videos["plain"], limits=Limits(max_pixels=160 * 96)))[0] == "ok"
+
+
+def test_a_huge_picture_in_a_small_file_is_not_decoded_while_opening(tmp_path: Path) -> None:
+    """An MJPEG frame header that claims 60000 x 60000 pixels, in a tiny AVI."""
+    path = write_video(tmp_path / "a.avi", codec="mjpeg", frames=2, options={"strict": "unofficial"})
+    data = bytearray(path.read_bytes())
+    for at in _all(bytes(data), b"\xff\xc0"):
+        data[at + 5 : at + 9] = struct.pack(">HH", 60000, 60000)
+    path.write_bytes(bytes(data))
+    assert _outcome(decode(path))[0] == "failed"
+
+
+def test_a_huge_png_in_a_small_mov_is_not_decoded_while_opening(tmp_path: Path) -> None:
+    """31 KB that would be 768 MB of pixels; decoding them is only ever attempted in memory that is there."""
+    still = io.BytesIO()
+    Image.new("1", (16000, 16000)).save(still, "PNG")
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 16000, 16000, "rgb24"
+        packet = av.Packet(still.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
+        container.mux(packet)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert _outcome(decode(path)) == ("failed", "unsupported_codec")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def _all(data: bytes, part: bytes) -> list[int]:
+    found, at = [], data.find(part)
+    while at >= 0:
+        found.append(at)
+        at = data.find(part, at + 1)
+    return found
+
+
+def test_a_codec_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mov", codec="png", frames=2, pixel_format="rgb24")
+    assert _outcome(decode(path)) == ("failed", "unsupported_codec")
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["plain", "mkv", "avi_b", "ts", "webm", "mpg"])
+def test_flipped_bytes_anywhere_give_an_outcome_never_an_exception(
+    tmp_path: Path, videos: dict[str, Path], kind: str, seed: int
+) -> None:
+    data = bytearray(videos[kind].read_bytes())
+    random = np.random.default_rng(seed)
+    for at in random.integers(0, len(data), 12):
+        data[at] ^= int(random.integers(1, 256))
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(data))
+    for n in (0, 1, 3):
+        status, error_class = _outcome(decode(path, want("all"), want(clips(7), label="c"), n=n, k=0))
+        assert (status == "ok") == (error_class is None)
+
+
+_HOSTILE: dict[str, Callable[[str], bytes]] = {
+    "a.m3u8": lambda secret: (
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n".encode()
+    ),
+    "a.mp4": lambda secret: f"#EXTM3U\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n".encode(),
+    "a.mkv": lambda secret: f"ffconcat version 1.0\nfile '{secret}'\n".encode(),
+    "a.sdp": lambda _: b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    "a.txt": lambda _: b"plain words for a terminal\n" * 200,
+    "a.ans": lambda _: b"\x1b[31mcolour\x1b[0m\n" * 100,
+    "a.mpd": lambda secret: f'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{secret}</BaseURL></MPD>'.encode(),
+}
+
+
+@pytest.mark.parametrize("name", _HOSTILE)
+def test_files_that_would_open_other_files_are_refused(tmp_path: Path, videos: dict[str, Path], name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(_HOSTILE[name](str(videos["ts"])))
+    assert _outcome(decode(path)) == ("failed", "unknown_format")

@@ -1,0 +1,157 @@
+"""Decoding in a process of its own: what kills it costs one item, and it never outlives its parent."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featlib.errors import StoppedError
+from featlib.media.limits import Limits
+from featlib.media.process import DecodeProcess
+from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
+from featlib.storage import StoreOptions
+from tests.media.conftest import WHOLE, clips, decode, want
+
+SMALL = PixelSpec((48,), (32, 32))
+WANTS = (want("all"), want(clips(8), SMALL, "c"))
+STUB = "tests.media.stubs:decode"
+QUICK = Limits(stall_s=3.0, deadline_s=5.0, memory_bytes=256 << 20)
+
+
+@pytest.fixture(scope="module")
+def stubbed() -> Iterator[DecodeProcess]:
+    with DecodeProcess(QUICK, StoreOptions(), decode=STUB) as process:
+        yield process
+
+
+def _ask(process: DecodeProcess, path: Path, media_id: str = "id", k: int = 0, n: int = 1) -> Decoded:
+    return process.decode(MediaItem(media_id, str(path)), WANTS, Segment(k, n))
+
+
+def _assert_sound(result: Decoded, path: Path) -> None:
+    expected = decode(path, *WANTS)
+    assert (result.status, result.clips) == ("ok", expected.clips)
+    assert set(result.frames) == {WHOLE.key, SMALL.key}
+    for key, frames in result.frames.items():
+        assert np.array_equal(frames, expected.frames[key])
+
+
+def test_the_result_is_that_of_decoding_here(stubbed: DecodeProcess, videos: dict[str, Path]) -> None:
+    for kind in ("plain", "avi_b", "vp9"):
+        _assert_sound(_ask(stubbed, videos[kind]), videos[kind])
+    segment = _ask(stubbed, videos["plain"], k=1, n=2)
+    assert (segment.segment, len(segment.clips["m"])) == (Segment(1, 2), 20)
+
+
+def test_earlier_results_stay_valid_while_others_are_decoded(stubbed: DecodeProcess, videos: dict[str, Path]) -> None:
+    results = [_ask(stubbed, videos[kind]) for kind in ("plain", "mpeg4", "plain", "hevc")]
+    _ask(stubbed, videos["plain"], "crash")
+    for kind, result in zip(("plain", "mpeg4", "plain", "hevc"), results, strict=True):
+        _assert_sound(result, videos[kind])
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_class", "says"),
+    [
+        ("crash", "worker_died", "SIGSEGV"),
+        ("hang", "timeout", "no progress for 3 s"),
+        ("spin", "timeout", "not done after 5 s"),
+        ("eat", "out_of_memory", "256 MiB"),
+        ("raise", "internal_error", "an unforeseen case"),
+    ],
+)
+def test_a_fault_is_the_outcome_of_its_item_and_the_next_is_decoded(
+    stubbed: DecodeProcess, videos: dict[str, Path], fault: str, error_class: str, says: str
+) -> None:
+    _assert_sound(_ask(stubbed, videos["plain"]), videos["plain"])
+    result = _ask(stubbed, videos["plain"], fault, k=2, n=3)
+    assert (result.status, result.error_class, result.segment) == ("failed", error_class, Segment(2, 3))
+    assert result.error_message is not None
+    assert says in result.error_message
+    assert "\n" not in result.error_message
+    _assert_sound(_ask(stubbed, videos["plain"]), videos["plain"])
+
+
+def test_a_death_that_does_not_repeat_costs_nothing(
+    stubbed: DecodeProcess, videos: dict[str, Path], tmp_path: Path
+) -> None:
+    _assert_sound(_ask(stubbed, videos["plain"], f"once:{tmp_path / 'flag'}"), videos["plain"])
+    assert (tmp_path / "flag").exists()
+
+
+def test_bad_media_come_back_as_outcomes(stubbed: DecodeProcess, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_text("no video")
+    result = _ask(stubbed, path)
+    assert (result.status, result.error_class, result.frames) == ("failed", "unknown_format", {})
+
+
+def test_a_decoder_that_outgrows_its_memory_while_decoding_is_an_outcome(videos: dict[str, Path]) -> None:
+    with DecodeProcess(Limits(memory_bytes=1 << 20), StoreOptions()) as process:
+        result = _ask(process, videos["plain"])
+        assert (result.status, result.error_class) == ("failed", "out_of_memory")
+
+
+def test_close_ends_the_children_and_decode_starts_them_again(videos: dict[str, Path], tmp_path: Path) -> None:
+    process = DecodeProcess(QUICK, StoreOptions(), decode=STUB)
+    process.close()
+    _ask(process, videos["plain"], f"pid:{tmp_path / 'pids'}")
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    process.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    _assert_sound(_ask(process, videos["plain"]), videos["plain"])
+    process.close()
+
+
+def test_the_processes_survive_the_death_of_their_nursery(videos: dict[str, Path], tmp_path: Path) -> None:
+    with DecodeProcess(QUICK, StoreOptions(), decode=STUB) as process:
+        _ask(process, videos["plain"], f"pid:{tmp_path / 'pids'}")
+        nursery = int((tmp_path / "pids").read_text().split()[1])
+        os.kill(nursery, signal.SIGKILL)
+        _assert_sound(_ask(process, videos["plain"]), videos["plain"])
+
+
+def test_a_decoder_that_cannot_be_loaded_stops_with_its_name() -> None:
+    with (
+        DecodeProcess(QUICK, StoreOptions(), decode="featlib.no_such_module:decode") as process,
+        pytest.raises(StoppedError, match=r"featlib\.no_such_module:decode"),
+    ):
+        process.decode(MediaItem("a", "a.mp4"), WANTS, Segment())
+
+
+def test_no_child_outlives_a_killed_parent(videos: dict[str, Path], tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    os.mkfifo(pid_file)
+    script = textwrap.dedent(
+        f"""
+        from featlib.media.limits import Limits
+        from featlib.media.process import DecodeProcess
+        from featlib.spec import FrameSampling, MediaItem, PixelSpec, Segment, Want
+        from featlib.storage import StoreOptions
+        process = DecodeProcess(Limits(), StoreOptions(), decode={STUB!r})
+        wants = (Want("m", FrameSampling.parse("all"), PixelSpec((), None)),)
+        process.decode(MediaItem("hang:{pid_file}", {str(videos["plain"])!r}), wants, Segment())
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    child = int(pid_file.read_text())  # comes when the child hangs
+    descriptors = [os.pidfd_open(pid) for pid in (child, _parent_of(child))]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for descriptor in descriptors:
+        ended, _, _ = select.select([descriptor], [], [], 30)
+        os.close(descriptor)
+        assert ended, "a child outlived its parent by 30 s"
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

@@ -1,0 +1,105 @@
+"""Cutting an item into segments changes nothing: same clips, same pixels, nothing twice, nothing lost."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featlib.media.limits import Limits
+from featlib.spec import Decoded, PixelSpec, Segment
+from tests.media.conftest import WHOLE, clips, decode, want
+from tests.media.make import decoded
+
+KINDS = (
+    "plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split()  # noqa: SIM905
+)
+WANTS = (want("all"), want(clips(6, stride=2, hop=4, tail="shift"), label="c"), want("fps:7", label="t"))
+
+
+def _rows(parts: list[Decoded], label: str) -> list[tuple[object, bytes]]:
+    return [
+        (
+            (c.clip_index, c.start_s, c.end_s, c.frame_s, c.padded_frames),
+            part.frames[WHOLE.key][list(c.frame_idx)].tobytes(),
+        )
+        for part in parts
+        for c in part.clips[label]
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_decode_gives_the_frames_of_plain_pyav(videos: dict[str, Path], kind: str) -> None:
+    result, plain = decode(videos[kind]), decoded(videos[kind])
+    assert result.status == "ok"
+    assert len(result.frames[WHOLE.key]) == len(plain) > 10
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(result.frames[WHOLE.key], plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_together_are_the_whole(videos: dict[str, Path], kind: str) -> None:
+    whole = decode(videos[kind], *WANTS)
+    assert whole.status == "ok"
+    for n in (2, 3, 5):
+        parts = [decode(videos[kind], *WANTS, k=k, n=n) for k in range(n)]
+        assert [part.segment for part in parts] == [Segment(k, n) for k in range(n)]
+        for label in ("m", "c", "t"):
+            assert _rows(parts, label) == _rows([whole], label)
+
+
+def test_a_segment_starts_at_its_keyframe_and_counts_frames_at_seams_apart(videos: dict[str, Path]) -> None:
+    """40 frames with a keyframe every 10: segment 1 of 3 is [13, 26) and must decode from 10."""
+    facts = decode(videos["plain"], k=1, n=3).facts
+    assert (facts.frames_decoded, facts.frames_twice) == (16, 3)
+
+
+def test_a_clip_reaching_into_the_next_segment_belongs_to_the_first(videos: dict[str, Path]) -> None:
+    parts = [decode(videos["plain"], want(clips(16, hop=8)), k=k, n=2) for k in range(2)]
+    assert [[c.clip_index for c in part.clips["m"]] for part in parts] == [[0, 1, 2], [3]]
+    assert parts[0].facts.frames_twice == 12  # frames 20 to 31 for the clip at 16
+    assert parts[1].facts.frames_twice == 0
+
+
+def test_avi_with_b_frames_is_always_decoded_from_the_start(videos: dict[str, Path]) -> None:
+    facts = decode(videos["avi_b"], k=1, n=2).facts
+    assert facts.frames_decoded == 40
+
+
+@pytest.mark.parametrize("kind", ["plain", "open_gop", "avi_b"])
+def test_a_range_is_cut_into_segments_of_the_range(videos: dict[str, Path], kind: str) -> None:
+    whole = decode(videos[kind], *WANTS, start_s=0.6, end_s=1.5)
+    parts = [decode(videos[kind], *WANTS, k=k, n=3, start_s=0.6, end_s=1.5) for k in range(3)]
+    assert [len(part.clips["m"]) for part in parts] == [6, 6, 6]
+    for label in ("m", "c", "t"):
+        assert _rows(parts, label) == _rows([whole], label)
+
+
+def test_number_of_segments_follows_from_the_pixels(videos: dict[str, Path]) -> None:
+    frame_bytes = 160 * 96 * 3
+    limits = Limits(unit_bytes=10 * frame_bytes)
+    first = decode(videos["plain"], n=0, limits=limits)
+    assert first.segment == Segment(0, 4)
+    assert len(first.clips["m"]) == 10
+    small = PixelSpec((24, 40), None)
+    two = decode(videos["plain"], want("all"), want("all", small, "s"), n=0, limits=limits)
+    assert two.segment == Segment(0, 5)  # 40 * (46080 + 2880) bytes over 460800
+    assert decode(videos["plain"], n=0).segment == Segment(0, 1)
+
+
+def test_frames_shared_by_models_are_kept_once(videos: dict[str, Path]) -> None:
+    result = decode(videos["plain"], want("every:4"), want("every:2", label="b"), want(clips(4, hop=2), label="c"))
+    assert result.frames[WHOLE.key].shape == (40, 96, 160, 3)
+    assert [c.frame_idx for c in result.clips["m"]][:3] == [(0,), (4,), (8,)]
+    assert result.clips["c"][1].frame_idx == (2, 3, 4, 5)
+
+
+def test_only_wanted_frames_are_kept(videos: dict[str, Path]) -> None:
+    result = decode(videos["plain"], want("uniform:3"))
+    assert result.frames[WHOLE.key].shape[0] == 3
+    assert [c.frame_s for c in result.clips["m"]] == [(0.3,), (1.0,), (1.65,)]
+    assert result.facts.frames_decoded == 40  # to the end, so that damage shows whatever the sampling
+
+
+def test_a_segment_without_frames_of_a_sparse_model_is_empty_and_ok(videos: dict[str, Path]) -> None:
+    result = decode(videos["plain"], want("uniform:1"), k=0, n=4)
+    assert (result.status, result.clips, result.frames) == ("ok", {"m": ()}, {})
+    assert result.facts.frames_decoded == 10  # looked at all the same

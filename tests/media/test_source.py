@@ -1,0 +1,169 @@
+"""The store as a source of trouble: failing reads, early ends, large objects that stay where they are."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featlib.errors import MediaError, TransientError
+from featlib.media import decode as decode_module
+from featlib.media import frames, index, source
+from featlib.media.bitstream import Vops, coded_vops, display_order, vp8_is_shown
+from featlib.media.envelope import missing_bytes
+from featlib.media.source import Source, load
+from tests.media.conftest import WHOLE, decode, want
+
+
+class StubFile(io.BytesIO):
+    """A store's file that can end early or fail behind an offset."""
+
+    def __init__(self, data: bytes, *, fails_at: int | None = None, size: int | None = None) -> None:
+        super().__init__(data)
+        self.size = len(data) if size is None else size
+        self.etag = None
+        self._fails_at = fails_at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self.size if size is None or size < 0 else size
+        if self._fails_at is not None and self.tell() + wanted > self._fails_at:
+            raise TransientError("s3://b/k: no answer within 30 s; run the same command again")
+        return super().read(size)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[StubFile], None]:
+    """Makes the decoder open this file, whatever it is asked for."""
+
+    def put(file: StubFile) -> None:
+        monkeypatch.setattr(decode_module, "open_media", lambda uri, options: file)
+
+    return put
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is small enough to be taken into memory."""
+    monkeypatch.setattr(source, "SLURP_BYTES", 64)
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("kind", ["plain", "open_gop", "ts", "avi_b", "webm", "mpg"])
+def test_large_objects_are_read_in_place_with_the_same_result(videos: dict[str, Path], kind: str) -> None:
+    result = decode(videos[kind], k=1, n=3)
+    whole = decode(videos[kind])
+    assert (result.status, whole.status) == ("ok", "ok")
+    first = result.clips["m"][0].clip_index
+    assert first > 10
+    assert np.array_equal(result.frames[WHOLE.key], whole.frames[WHOLE.key][first : first + len(result.clips["m"])])
+
+
+@pytest.mark.parametrize("fails_at", [0, 100, 3000, 6000])
+def test_a_failing_store_is_no_fault_of_the_media(
+    videos: dict[str, Path], serve: Callable[[StubFile], None], fails_at: int
+) -> None:
+    serve(StubFile(videos["plain"].read_bytes(), fails_at=fails_at))
+    result = decode("s3://b/k")
+    assert (result.status, result.error_class, result.retryable) == ("failed", "store_unavailable", True)
+    assert result.error_message == "s3://b/k: no answer within 30 s; run the same command again"
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("kind", ["plain", "mkv", "ts"])
+def test_a_store_that_fails_while_ffmpeg_reads_is_told_from_damage(
+    videos: dict[str, Path], serve: Callable[[StubFile], None], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("featlib.media.open._BUFFER_BYTES", 1024)
+    data = videos[kind].read_bytes()
+    serve(StubFile(data, fails_at=len(data) - 1500))
+    result = decode("s3://b/k")
+    assert (result.status, result.error_class, result.retryable) == ("failed", "store_unavailable", True)
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("kind", ["mkv", "ts"])
+def test_an_early_end_is_noticed_by_the_objects_size(
+    videos: dict[str, Path], serve: Callable[[StubFile], None], kind: str
+) -> None:
+    data = videos[kind].read_bytes()
+    half = data[: len(data) // 188 // 2 * 188]
+    serve(StubFile(half, size=len(data)))
+    result = decode("s3://b/k")
+    assert (result.status, result.error_class) == ("partial", "truncated")
+    assert result.error_message is not None
+    assert f"the store gave {len(half)} of {len(data)} bytes" in result.error_message
+
+
+def test_small_objects_are_taken_into_memory() -> None:
+    held = load(StubFile(b"abc"))
+    assert isinstance(held.file, io.BytesIO)
+    assert held.head(2) == b"ab"
+    assert not hasattr(held.reader(lambda: None), "name")
+
+
+def test_a_seek_that_lands_elsewhere_falls_back_to_the_start(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = decode(videos["mkv"], k=2, n=3)
+    monkeypatch.setattr(frames, "_position", lambda index, packet: None)
+    result = decode(videos["mkv"], k=2, n=3)
+    assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
+    assert (result.facts.frames_decoded, expected.facts.frames_decoded) == (40, 20)
+
+
+def test_an_avi_with_fewer_pictures_than_counted_is_planned_again(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "coded_vops", lambda data: Vops(coded_vops(data).types.replace("I", "IP")))
+    result = decode(videos["avi_b"], want("all"), want("uniform:2", label="u"))
+    assert (result.status, len(result.clips["m"])) == ("ok", 40)
+    assert [clip.start_s for clip in result.clips["u"]] == [0.5, 1.5]
+
+
+def test_packets_of_an_item_are_read_once_for_all_its_segments(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    read_index = decode_module.read_index
+    monkeypatch.setattr(decode_module, "_recent", type(decode_module._recent)())
+    monkeypatch.setattr(decode_module, "read_index", lambda *args: calls.append(1) or read_index(*args))
+    parts = [decode(videos["mkv"], k=k, n=3) for k in range(3)]
+    assert calls == [1]
+    assert [part.facts.codec for part in parts] == ["h264"] * 3
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [("", []), ("I", [0]), ("IPP", [0, 1, 2]), ("IPBPB", [0, 2, 1, 4, 3]), ("IPBBPBB", [0, 3, 1, 2, 6, 4, 5])],
+)
+def test_display_order(types: str, expected: list[int]) -> None:
+    assert display_order(types) == expected
+
+
+def test_coded_pictures_of_a_packet() -> None:
+    start = b"\x00\x00\x01\xb6"
+    filler = bytes([7] * 12)
+    assert coded_vops(start + b"\x00" + filler).types == "I"
+    assert coded_vops(start + b"\x40" + filler + start + b"\x80" + filler).types == "PB"
+    assert coded_vops(start + b"\x50").types == ""  # a placeholder: vop_coded is 0
+    assert coded_vops(b"\x7f").count == 0
+    assert [vp8_is_shown(0x10), vp8_is_shown(0x01)] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["plain", "b_frames", "mkv", "vp9", "avi", "ts", "mpg", "hevc"])
+def test_whole_files_miss_nothing_and_cut_ones_do(videos: dict[str, Path], kind: str) -> None:
+    data = videos[kind].read_bytes()
+    assert missing_bytes(Source(io.BytesIO(data), len(data), None)) == 0
+    short = data[:-5]
+    expected = {"mpg": 0}.get(kind, 5)  # a program stream does not say how long it is
+    assert missing_bytes(Source(io.BytesIO(short), len(short), None)) == expected
+
+
+def test_media_errors_of_the_store_are_the_outcome(monkeypatch: pytest.MonkeyPatch, videos: dict[str, Path]) -> None:
+    def refuse(uri: str, options: object) -> None:
+        raise MediaError("permission_denied", f"{uri}: not allowed")
+
+    monkeypatch.setattr(decode_module, "open_media", refuse)
+    result = decode(videos["plain"])
+    assert (result.status, result.error_class) == ("failed", "permission_denied")

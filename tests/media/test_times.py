@@ -1,0 +1,109 @@
+"""Presentation times as files give them: late starts, variable rate, AVI, hidden frames, splices."""
+
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.media.conftest import WHOLE, clips, decode, want
+from tests.media.make import decoded, picture, write_video
+
+
+def _starts(path: Path, **keys: float) -> list[float]:
+    return [clip.start_s for clip in decode(path, **keys).clips["m"]]
+
+
+def test_a_late_start_is_kept(videos: dict[str, Path]) -> None:
+    assert _starts(videos["late"])[:3] == [37 / 20, 38 / 20, 39 / 20]
+    first = decode(videos["late"], want("fps:1")).clips["m"]
+    assert [clip.start_s for clip in first] == [1.85, 2.85]
+
+
+def test_variable_rate_uses_the_files_own_times(videos: dict[str, Path]) -> None:
+    rows = decode(videos["vfr"]).clips["m"]
+    assert [clip.start_s for clip in rows[:6]] == [0.0, 0.05, 0.1, 0.5, 0.55, 1.5]
+    assert [clip.end_s for clip in rows[:5]] == [0.05, 0.1, 0.5, 0.55, 1.5]
+    by_time = decode(videos["vfr"], want("fps:1"), end_s=4.5).clips["m"]
+    assert [clip.start_s for clip in by_time] == [0.0, 0.55, 1.65, 3.0, 3.25]
+
+
+def test_a_range_counts_in_media_time(videos: dict[str, Path]) -> None:
+    assert _starts(videos["late"], start_s=2.0, end_s=2.2) == [2.0, 2.05, 2.1, 2.15]
+    result = decode(videos["late"], start_s=0.0, end_s=1.0)
+    assert (result.status, result.error_class) == ("failed", "empty_range")
+    assert result.error_message == "no frame from 0 s to 1 s; the frames lie at 1.85 s to 3.8 s"
+
+
+@pytest.mark.parametrize("kind", ["avi", "avi_b"])
+def test_avi_frames_are_one_period_apart_in_the_order_of_motion(videos: dict[str, Path], kind: str) -> None:
+    result = decode(videos[kind])
+    assert [clip.start_s for clip in result.clips["m"]] == [i / 20 for i in range(40)]
+    bars = [int(np.argmin(np.abs(frame[60].astype(int) - 255).sum(axis=-1))) for frame in result.frames[WHOLE.key]]
+    assert all(abs(bar - 7 * i % 152) <= 8 for i, bar in enumerate(bars))
+
+
+def test_keyframes_of_an_avi_with_b_frames_stand_where_they_are_shown(videos: dict[str, Path]) -> None:
+    rows = decode(videos["avi_b"], want("keyframes")).clips["m"]
+    steps = [round(clip.start_s * 20) for clip in rows]
+    assert steps == [0, 12, 21, 30, 39]  # the I pictures that PyAV decodes; their packets are 0, 10, 19, 28, 37
+    plain = decoded(videos["avi_b"])
+    frames = decode(videos["avi_b"], want("keyframes")).frames[WHOLE.key]
+    assert all(np.array_equal(frame, plain[step]) for frame, step in zip(frames, steps, strict=True))
+
+
+def test_hidden_reference_frames_of_vp8_are_not_frames(videos: dict[str, Path]) -> None:
+    result = decode(videos["webm"])
+    assert (result.status, len(result.clips["m"])) == ("ok", 60)
+
+
+def test_the_last_frame_ends_after_its_own_duration(videos: dict[str, Path]) -> None:
+    (clip,) = decode(videos["plain"], want(clips(40))).clips["m"]
+    assert (clip.start_s, clip.end_s, len(clip.frame_s)) == (0.0, 2.0, 40)
+    padded = decode(videos["plain"], want(clips(16, tail="pad"))).clips["m"][-1]
+    assert (padded.start_s, padded.end_s, padded.padded_frames, len(padded.frame_s)) == (1.6, 2.0, 8, 8)
+    assert padded.frame_idx == (*range(32, 40), *[39] * 8)
+
+
+def test_a_video_shorter_than_a_clip_gives_one_padded_clip(videos: dict[str, Path]) -> None:
+    (clip,) = decode(videos["plain"], want(clips(64))).clips["m"]
+    assert (clip.padded_frames, len(clip.frame_s), len(clip.frame_idx)) == (24, 40, 64)
+
+
+def test_clips_at_a_rate_take_the_frames_shown_then(videos: dict[str, Path]) -> None:
+    rows = decode(videos["plain"], want(clips(4, fps=Fraction(5)))).clips["m"]
+    assert [clip.frame_s for clip in rows] == [(0.0, 0.2, 0.4, 0.6), (0.8, 1.0, 1.2, 1.4)]
+
+
+def test_a_stream_that_changes_its_frame_size_is_fitted_to_its_first(tmp_path: Path) -> None:
+    """Two transport streams one behind the other, as broadcasts do."""
+    options = {"x264-params": "scenecut=0:open-gop=0"}
+    first = write_video(tmp_path / "1.ts", frames=10, options=options)
+    second = write_video(tmp_path / "2.ts", frames=10, size=(320, 192), start=10, options=options)
+    both = tmp_path / "both.ts"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    result = decode(both)
+    assert result.status == "ok"
+    assert result.frames[WHOLE.key].shape == (20, 96, 160, 3)
+    assert np.abs(result.frames[WHOLE.key][19].astype(int) - picture(9)).mean() < 40
+
+
+def test_a_spliced_time_line_falls_back_to_counting(tmp_path: Path) -> None:
+    """The second half starts at 0 again: its frames come behind, at the stream's rate."""
+    options = {"x264-params": "scenecut=0:open-gop=0"}
+    first = write_video(tmp_path / "1.ts", frames=10, options=options)
+    both = tmp_path / "both.ts"
+    both.write_bytes(first.read_bytes() * 2)
+    result = decode(both)
+    assert len(result.clips["m"]) == 20
+    starts = [clip.start_s for clip in result.clips["m"]]
+    assert [round(b - a, 9) for a, b in pairwise(starts)] == [0.05] * 19
+
+
+def test_sound_beside_the_picture_changes_nothing(tmp_path: Path, videos: dict[str, Path]) -> None:
+    options = {"x264-params": "scenecut=0:open-gop=0"}
+    loud = write_video(tmp_path / "loud.mkv", b_frames=2, options=options, audio=True)
+    ours, plain = decode(loud), decode(videos["mkv"])
+    assert [c.frame_s for c in ours.clips["m"]] == [c.frame_s for c in plain.clips["m"]]
+    assert np.array_equal(ours.frames[WHOLE.key], plain.frames[WHOLE.key])
