@@ -1,0 +1,150 @@
+"""All networks by name.
+
+A module registers what it offers with one decorated function; it is imported when a name is first looked up:
+
+    @register_family
+    def networks() -> Iterable[Network]: ...
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+from featlib.errors import ConfigError
+from featlib.extractors.network import Network, Pretrained
+from featlib.spec import FrameSampling, InputSpec, Kind
+
+_MODULES = ("featlib.extractors.torchvision_networks",)
+_FAMILIES: list[Callable[[], Iterable[Network]]] = []
+
+Family = Callable[[], Iterable[Network]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``featlib models`` says about a network, at its default weights, sampling and layer.
+
+    Args:
+        feature_shape: Of the penultimate layer, for one frame or clip.
+        parameters: Learned numbers that inference uses; heads that only help training are not counted.
+        flops: Floating-point operations for one frame or clip; a multiply-add counts as two.
+        weights: Enum names that ``--weights`` takes.
+        source: Where the network's code comes from.
+    """
+
+    name: str
+    family: str
+    kind: Kind
+    input: InputSpec
+    sampling: str
+    feature_shape: tuple[int, ...]
+    parameters: int
+    flops: int
+    weights: tuple[str, ...]
+    default_weights: str
+    source: str
+    version: str
+
+
+def register_family(family: Family) -> Family:
+    """Adds the networks that ``family`` gives; a name that is taken raises at the next look-up."""
+    _FAMILIES.append(family)
+    _networks.cache_clear()
+    return family
+
+
+def merge(families: Iterable[Family]) -> dict[str, Network]:
+    """Networks of all families by name, in alphabetical order.
+
+    Raises:
+        ValueError: Two families claim one name.
+    """
+    merged: dict[str, Network] = {}
+    for network in (n for family in families for n in family()):
+        if network.name in merged:
+            raise ValueError(
+                f"extractor {network.name!r} is registered twice, by {merged[network.name].source} and "
+                f"{network.source}; names must be unique"
+            )
+        merged[network.name] = network
+    return dict(sorted(merged.items()))
+
+
+@cache
+def _networks() -> dict[str, Network]:
+    return merge(tuple(_FAMILIES))
+
+
+def _all() -> dict[str, Network]:
+    for module in _MODULES:
+        import_module(module)
+    return _networks()
+
+
+def names() -> list[str]:
+    """Every network that ``--model`` takes, in alphabetical order."""
+    return list(_all())
+
+
+def network(name: str) -> Network:
+    """The network called ``name``.
+
+    Raises:
+        ConfigError: There is none; names close to it are listed.
+    """
+    known = _all()
+    if name not in known:
+        raise ConfigError(f"--model {name}: no such network; {near(name, known)}")
+    return known[name]
+
+
+def near(name: str, known: Iterable[str], *, listing: str = "`featlib models` lists them all") -> str:
+    """The end of an error about an unknown name: names close to it, else where all are listed."""
+    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else listing
+
+
+def kind(name: str) -> Kind:
+    """Whether the network reads frames or clips."""
+    return network(name).kind
+
+
+def find_pretrained(enum: str) -> tuple[Network, Pretrained] | None:
+    """The published weights of any network by their enum's full name, ``ResNet50_Weights.IMAGENET1K_V2``."""
+    for candidate in _all().values():
+        for pretrained in candidate.pretrained:
+            if pretrained.enum == enum:
+                return candidate, pretrained
+    return None
+
+
+@cache
+def describe(name: str) -> Description:
+    """Input, frames, feature size, parameters, FLOPs and weights of a network; nothing is downloaded or computed.
+
+    Raises:
+        ConfigError: There is no such network.
+    """
+    from featlib.extractors import probe
+
+    found = network(name)
+    reads = found.default_pretrained.input
+    settings = found.settings(probe.side(reads), True)
+    frames = 1 if isinstance(found.sampling, FrameSampling) else found.sampling.frames
+    shapes = probe.probe(found, settings, probe.input_shape(reads, frames), "penultimate")
+    return Description(
+        name=found.name,
+        family=found.family,
+        kind=found.kind,
+        input=reads,
+        sampling=str(found.sampling),
+        feature_shape=shapes.feature_shape,
+        parameters=shapes.parameters,
+        flops=probe.count_flops(found, settings, probe.input_shape(reads, frames)),
+        weights=tuple(p.name for p in found.pretrained),
+        default_weights=found.default,
+        source=found.source,
+        version=found.version,
+    )

@@ -1,0 +1,195 @@
+"""State dicts: read from bytes without running anything in them, freed of wrappers, fitted to a network."""
+
+import hashlib
+import io
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from featlib.errors import ConfigError
+from featlib.extractors import probe
+from featlib.extractors.network import Network, Settings, StateDict
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_SHOWN = 3  # keys of each kind that an error names
+
+
+@dataclass(frozen=True)
+class RawState:
+    """A state dict as it was stored, without wrappers and prefixes.
+
+    Args:
+        versions: torch's ``_metadata``: the version of each module when it was saved; empty when the file says none.
+    """
+
+    tensors: dict[str, Tensor]
+    versions: dict[str, Any]
+
+
+def read_state_dict(data: bytes, source: str) -> RawState:
+    """The state dict in the bytes of a ``.pth``, ``.pt`` or ``.safetensors`` file; its content decides which.
+
+    Raises:
+        ConfigError: The bytes are neither, are damaged, or hold anything but tensors.
+    """
+    return _without_prefixes(_unwrap(_deserialize(data, source), source))
+
+
+def _deserialize(data: bytes, source: str) -> object:
+    if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        try:
+            return safetensors.torch.load(data)
+        except SafetensorError as error:
+            raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
+    try:
+        # Written out: only tensors and plain containers are unpickled; code in the file is never run.
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"--weights {source}: holds other things than tensors or is damaged; save model.state_dict() alone"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"--weights {source}: not a readable state dict ({_line(error)})") from None
+
+
+def _unwrap(loaded: object, source: str) -> RawState:
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[k] for k in _WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ConfigError(f"--weights {source}: holds no state dict; save model.state_dict()")
+    strange = next((k for k, v in loaded.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None)
+    if strange is not None:
+        raise ConfigError(f"--weights {source}: {strange!r} is not a tensor; save model.state_dict() alone")
+    return RawState(dict(loaded), dict(getattr(loaded, "_metadata", None) or {}))
+
+
+def _without_prefixes(state: RawState) -> RawState:
+    tensors, versions = state.tensors, state.versions
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+        versions = {
+            f"{k}.".removeprefix(prefix).rstrip("."): v for k, v in versions.items() if f"{k}.".startswith(prefix)
+        }
+    return RawState(tensors, versions)
+
+
+def usable(network: Network, state: RawState) -> RawState:
+    """``state`` without the keys that inference has no use for, old names replaced by today's."""
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in state.tensors.items():
+        if key.startswith(network.unused):
+            continue
+        for pattern, replacement in network.renames:
+            key = re.sub(pattern, replacement, key)
+        tensors[key] = tensor
+    return RawState(tensors, state.versions)
+
+
+def num_classes(state: RawState, last_layer: str) -> int | None:
+    """Classes that the weights of ``last_layer`` tell apart; None when they are missing."""
+    weight = state.tensors.get(f"{last_layer}.weight")
+    return None if weight is None or weight.ndim < 2 else weight.shape[0]
+
+
+def fit(network: Network, settings: Settings, state: RawState, source: str) -> dict[str, Tensor]:
+    """The complete state dict of the network, from ``state``, with float32 weights.
+
+    The network's own loading does the work, so that torchvision's conversions of old files apply.
+
+    Raises:
+        ConfigError: Keys are missing, unknown or of another shape; the first few are named.
+    """
+    module = probe.skeleton(network, settings)
+    own = module.state_dict()
+    _check_shapes(network, state.tensors, own, source)
+    tensors = {k: _as_stored(v, own.get(k)) for k, v in state.tensors.items()}
+    try:
+        missing, unexpected = assign(module, tensors, state.versions)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--weights {source}: do not fit {network.name} ({_line(error)})") from None
+    problems = [*_problem("missing", missing), *_problem("unknown", unexpected)]
+    if problems:
+        raise ConfigError(
+            f"--weights {source}: do not fit {network.name}: {'; '.join(problems)}; give the weights of this network"
+        )
+    return complete(module)
+
+
+def assign(
+    module: nn.Module, tensors: StateDict, versions: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[str]]:
+    """Makes ``tensors`` the parameters and buffers of ``module``, without copying; gives missing and unknown keys.
+
+    Without ``versions`` that of the root module is assumed: torchvision's mnasnet refuses to load when none is told.
+    """
+    told = OrderedDict(tensors)
+    root = getattr(module.state_dict(), "_metadata", {}).get("", {})
+    told._metadata = versions or {"": root}  # type: ignore[attr-defined]
+    missing, unexpected = module.load_state_dict(told, strict=False, assign=True)
+    return missing, unexpected
+
+
+def complete(module: nn.Module) -> dict[str, Tensor]:
+    """State dict of ``module``, each tensor alone in its memory and contiguous."""
+    return {name: _alone(tensor.detach()) for name, tensor in module.state_dict().items()}
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _as_stored(tensor: Tensor, own: Tensor | None) -> Tensor:
+    return tensor.to(own.dtype) if own is not None and own.is_floating_point() else tensor
+
+
+def _check_shapes(network: Network, given: StateDict, own: StateDict, source: str) -> None:
+    wrong = [
+        f"{k} is {tuple(given[k].shape)}, not {tuple(own[k].shape)}"
+        for k in given
+        if k in own and given[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise ConfigError(f"--weights {source}: do not fit {network.name}: {'; '.join(_problem('other shape', wrong))}")
+
+
+def _problem(what: str, keys: list[str]) -> list[str]:
+    if not keys:
+        return []
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return [f"{what} {', '.join(keys[:_SHOWN])}{more}"]
+
+
+def random_state(network: Network, seed: int, settings: Settings) -> dict[str, Tensor]:
+    """What the bare constructor gives right after ``torch.manual_seed(seed)``; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        tensors = complete(network.constructor(**dict(settings)))
+    return {k: v for k, v in tensors.items() if not k.startswith(network.unused)}
+
+
+def content_sha256(state: StateDict) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,247 @@
+"""``--weights``: from what the user typed to a state dict that fits the network, its hash and its bytes for actors."""
+
+import hashlib
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from featlib.errors import ConfigError, MediaError
+from featlib.extractors import preset, probe, registry, state_dict
+from featlib.extractors.network import Network, Pretrained, Settings
+from featlib.spec import ClipSampling, InputSpec
+from featlib.storage import StoreOptions, read_bytes, redact
+
+if TYPE_CHECKING:
+    from featlib.extractors.resolve import ResolvedModel
+
+_FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_CONNECT_S = 30.0
+_LEAST_HASH = 8  # hex digits in a publisher's file name that identify a file
+
+# Safetensors bytes by network, hash and constructor settings: read once, shared by models with the same weights.
+_PAYLOADS: dict[tuple[str, str, Settings], bytes] = {}
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """What ``--weights`` asks for; exactly one of the three is set.
+
+    Args:
+        seed: Of ``random:SEED``.
+        pretrained: Published weights.
+        url: Path or URL of a file.
+    """
+
+    seed: int | None = None
+    pretrained: Pretrained | None = None
+    url: str | None = None
+
+    def __str__(self) -> str:
+        if self.pretrained is not None:
+            return self.pretrained.enum
+        return redact(self.url) if self.url is not None else f"random:{self.seed}"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file that was read.
+
+    Args:
+        pretrained: The published weights that it is, by name or by hash; None for anybody's own file.
+    """
+
+    data: bytes
+    sha256: str
+    pretrained: Pretrained | None
+
+
+def resolve_weights(network: Network, text: str) -> WeightsChoice:
+    """What ``text`` names: ``default``, published weights, a file, or ``random:SEED``. Nothing is read.
+
+    Raises:
+        ConfigError: It names nothing; the network's weights are listed.
+    """
+    if text.partition(":")[0] == "random":
+        return WeightsChoice(seed=_seed(text))
+    if text == "default":
+        return WeightsChoice(pretrained=network.default_pretrained)
+    pretrained = network.find_pretrained(text)
+    if pretrained is not None:
+        return WeightsChoice(pretrained=pretrained)
+    if "/" in text or text.lower().endswith(_FILE_ENDINGS):
+        return WeightsChoice(url=text)
+    raise ConfigError(f"--weights {text}: {_unknown(network, text)}")
+
+
+def _seed(text: str) -> int:
+    digits = text.partition(":")[2]
+    if not (digits.isascii() and digits.isdigit() and int(digits) < 2**63):
+        raise ConfigError(f"--weights {text}: the seed must be a whole number from 0 to 2^63 - 1; write random:0")
+    return int(digits)
+
+
+def _unknown(network: Network, text: str) -> str:
+    other = registry.find_pretrained(text)
+    if other is not None:
+        return f"these are weights of {other[0].name}, not of {network.name}"
+    names = [p.name for p in network.pretrained]
+    listing = f"{network.name} has {', '.join(names)}"
+    hint = registry.near(text, names, listing=listing)
+    return f"no such weights; {hint} (or `default`, random:SEED, or a path with a / or an ending like .pth)"
+
+
+def read_weights(network: Network, choice: WeightsChoice, options: StoreOptions) -> WeightsFile:
+    """The bytes of published weights (downloaded once into torch's cache) or of a file.
+
+    Raises:
+        ConfigError: They cannot be had, or a published file is not what its publisher hashed.
+    """
+    if choice.pretrained is not None:
+        data = _cached(choice.pretrained)
+        return WeightsFile(data, hashlib.sha256(data).hexdigest(), choice.pretrained)
+    url = choice.url or ""
+    try:
+        data = read_bytes(url, options)
+    except (MediaError, OSError) as error:
+        raise ConfigError(f"--weights {choice}: cannot be read ({_line(error)})") from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    return WeightsFile(data, sha256, _recognised(network, sha256))
+
+
+def _recognised(network: Network, sha256: str) -> Pretrained | None:
+    prefixes = ((p, p.hash_prefix) for p in network.pretrained)
+    return next((p for p, start in prefixes if len(start) >= _LEAST_HASH and sha256.startswith(start)), None)
+
+
+def cache_path(pretrained: Pretrained) -> Path:
+    """Where torch keeps (and torchvision looks for) the file of published weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / pretrained.filename
+
+
+def _cached(pretrained: Pretrained) -> bytes:
+    path = cache_path(pretrained)
+    try:
+        if not path.exists():
+            _download(pretrained, path)
+        data = path.read_bytes()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+        raise ConfigError(
+            f"weights {pretrained.enum} cannot be downloaded from {pretrained.url} ({_line(error)}); "
+            f"put the file at {path}, or give --weights PATH or --weights random:SEED"
+        ) from None
+    if not hashlib.sha256(data).hexdigest().startswith(pretrained.hash_prefix):
+        raise ConfigError(
+            f"weights {pretrained.enum}: {path} is damaged (its SHA-256 does not begin with "
+            f"{pretrained.hash_prefix}); delete it, or give --weights PATH"
+        )
+    return data
+
+
+def _download(pretrained: Pretrained, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _socket_timeout(_CONNECT_S):
+        torch.hub.download_url_to_file(
+            pretrained.url, str(path), hash_prefix=pretrained.hash_prefix or None, progress=False
+        )
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The complete state dict of a network, and what was decided on the way to it.
+
+    Args:
+        sha256: Of the file's bytes; of names and values for random weights.
+        reads: The preprocessing that goes with them.
+        settings: Constructor arguments of the network that they fit.
+    """
+
+    state: dict[str, Tensor]
+    sha256: str
+    reads: InputSpec
+    settings: Settings
+
+
+def load_weights(
+    network: Network,
+    choice: WeightsChoice,
+    reads_for: Callable[[Pretrained | None], InputSpec],
+    options: StoreOptions,
+) -> LoadedWeights:
+    """Reads or draws the weights that ``choice`` names and fits them to ``network``.
+
+    Args:
+        reads_for: The preprocessing, given the published weights that the file turns out to be.
+
+    Raises:
+        ConfigError: They cannot be had or do not fit.
+    """
+    if choice.seed is not None:
+        reads = reads_for(None)
+        side = probe.side(reads)
+        state = state_dict.random_state(network, choice.seed, network.random_settings(side, False))
+        sha256 = state_dict.content_sha256(state)
+        return LoadedWeights(state, sha256, reads, network.settings(side, False))
+    file = read_weights(network, choice, options)
+    reads = reads_for(file.pretrained)
+    raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
+    preset.check_side(network, reads, network.side_in(raw.tensors))
+    settings = _settings_for(network, reads, raw)
+    return LoadedWeights(state_dict.fit(network, settings, raw, str(choice)), file.sha256, reads, settings)
+
+
+def _settings_for(network: Network, reads: InputSpec, raw: state_dict.RawState) -> Settings:
+    settings = network.settings(probe.side(reads), True)
+    frames = network.sampling.frames if isinstance(network.sampling, ClipSampling) else 1
+    shapes = probe.probe(network, settings, probe.input_shape(reads, frames), "logits")
+    classes = state_dict.num_classes(raw, shapes.last_layer)
+    return settings if classes is None else (*settings, ("num_classes", classes))
+
+
+def keep_payload(network: Network, loaded: LoadedWeights) -> None:
+    """Makes ``payload`` of a model with these weights free in this process."""
+    key = (network.name, loaded.sha256, loaded.settings)
+    if key not in _PAYLOADS:
+        _PAYLOADS[key] = safetensors.torch.save(loaded.state)
+
+
+def payload(resolved: "ResolvedModel", options: StoreOptions) -> bytes:
+    """The complete weights as safetensors bytes, for the actors; read again only outside the resolving process.
+
+    Raises:
+        ConfigError: The weights have to be read again and cannot be, or are not the same any more.
+    """
+    key = (resolved.network, resolved.weights_sha256, resolved.settings)
+    if key not in _PAYLOADS:
+        network = registry.network(resolved.network)
+        choice = resolve_weights(network, resolved.weights_source)
+        loaded = load_weights(network, choice, lambda _: resolved.input, options)
+        if loaded.sha256 != resolved.weights_sha256:
+            raise ConfigError(f"--weights {choice}: the file changed while the job was starting; run it again")
+        keep_payload(network, loaded)
+    return _PAYLOADS[key]
+
+
+def release_payloads() -> None:
+    """Frees the weights that ``payload`` keeps, once they have been shipped."""
+    _PAYLOADS.clear()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,110 @@
+"""Every extractor passes the conformance test: the smallest of each family always, all the others on request."""
+
+from pathlib import Path
+
+import pytest
+from torchvision.models import get_model_weights
+
+from featlib.extractors import registry
+from tests.extractors.conformance import HEADS, run_conformance
+
+# The fewest operations of each family; the test below holds the list complete.
+SMALLEST = {
+    "alexnet": "alexnet",
+    "convnext": "convnext_tiny",
+    "densenet": "densenet121",
+    "efficientnet": "efficientnet_b0",
+    "googlenet": "googlenet",
+    "inception": "inception_v3",
+    "maxvit": "maxvit_t",
+    "mnasnet": "mnasnet0_5",
+    "mobilenetv2": "mobilenet_v2",
+    "mobilenetv3": "mobilenet_v3_small",
+    "regnet": "regnet_y_400mf",
+    "resnet": "resnet18",
+    "shufflenetv2": "shufflenet_v2_x0_5",
+    "squeezenet": "squeezenet1_1",
+    "swin_transformer": "swin_t",
+    "vgg": "vgg11",
+    "vision_transformer": "vit_b_32",
+    "video.mvit": "mvit_v2_s",
+    "video.resnet": "r3d_18",
+    "video.s3d": "s3d",
+    "video.swin_transformer": "swin3d_t",
+}
+OTHERS = [name for name in registry.names() if name not in SMALLEST.values()]
+
+# Width of what the last layer reads, from the papers' tables and torchvision's constructors: the last stage of
+# ResNets (512, x4 with bottlenecks), fc7 of AlexNet and VGG, the embedding of transformers (doubled from stage to
+# stage in Swin), the last 1x1 convolution or hidden layer of mobile networks, growth and width rules elsewhere.
+FEATURE_SIZES = {
+    "alexnet": 4096,
+    "vgg16": 4096,
+    "vgg11_bn": 4096,
+    "resnet18": 512,
+    "resnet34": 512,
+    "resnet50": 2048,
+    "wide_resnet50_2": 2048,
+    "resnext50_32x4d": 2048,
+    "squeezenet1_1": 512,
+    "mobilenet_v2": 1280,
+    "mobilenet_v3_small": 1024,
+    "mobilenet_v3_large": 1280,
+    "mnasnet0_5": 1280,
+    "shufflenet_v2_x0_5": 1024,
+    "shufflenet_v2_x2_0": 2048,
+    "efficientnet_b0": 1280,
+    "efficientnet_b7": 2560,
+    "efficientnet_v2_s": 1280,
+    "convnext_tiny": 768,
+    "convnext_base": 1024,
+    "convnext_large": 1536,
+    "swin_t": 768,
+    "swin_b": 1024,
+    "maxvit_t": 512,
+    "vit_b_16": 768,
+    "vit_l_16": 1024,
+    "vit_h_14": 1280,
+    "densenet121": 1024,
+    "densenet161": 2208,
+    "googlenet": 1024,
+    "inception_v3": 2048,
+    "regnet_y_400mf": 440,
+    "regnet_y_128gf": 7392,
+    "r3d_18": 512,
+    "mc3_18": 512,
+    "r2plus1d_18": 512,
+    "s3d": 1024,
+    "mvit_v1_b": 768,
+    "mvit_v2_s": 768,
+    "swin3d_t": 768,
+    "swin3d_s": 768,
+    "swin3d_b": 1024,
+}
+
+
+@pytest.mark.parametrize("name", SMALLEST.values())
+def test_smallest_of_each_family_conforms(name: str, tmp_path: Path) -> None:
+    run_conformance(name, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_network_conforms(name: str, tmp_path: Path) -> None:
+    run_conformance(name, tmp_path)
+
+
+def test_every_family_has_a_member_in_the_conformance_test() -> None:
+    families = {registry.network(name).family for name in registry.names()}
+    assert families == SMALLEST.keys() == HEADS.keys()
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_sizes_of_every_network(name: str) -> None:
+    described = registry.describe(name)
+    assert described.feature_shape == (FEATURE_SIZES.get(name, described.feature_shape[-1]),)
+    published = get_model_weights(name).DEFAULT.meta["num_params"]
+    # Published counts include the auxiliary head of Inception, which is of no use at inference: 1000 classes
+    # from 768 channels, with its convolutions 3,326,696 in all.
+    auxiliary = 3_326_696 if name == "inception_v3" else 0
+    assert described.parameters == published - auxiliary

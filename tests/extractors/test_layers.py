@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18, squeezenet1_1
+
+from featlib.errors import ConfigError
+from featlib.extractors import layers
+
+
+class _Tokens(nn.Module):
+    """Registers its layers in another order than it runs them, and keeps tokens up to the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+        self.first = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x))
+
+
+def test_last_layer_is_the_last_to_run_and_tokens_are_averaged() -> None:
+    network, x = _Tokens().eval(), torch.rand(2, 5, 3)
+    assert layers.last_learned_layer(network, x) == "last"
+    features = layers.cut(network, "penultimate", "last")(x)
+    torch.testing.assert_close(features, network.first(x).mean(dim=1))
+
+
+def test_convolution_as_last_layer_is_averaged_over_space() -> None:
+    network, x = squeezenet1_1().eval(), torch.rand(2, 3, 64, 64)
+    features = layers.cut(network, "penultimate", layers.last_learned_layer(network, x))(x)
+    torch.testing.assert_close(features, network.features(x).mean(dim=(2, 3)))
+
+
+def test_logits_and_probabilities() -> None:
+    network, x = resnet18(num_classes=7).eval(), torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(layers.cut(network, "logits", "fc")(x), network(x))
+    probabilities = layers.cut(network, "probabilities", "fc")(x)
+    torch.testing.assert_close(probabilities, network(x).softmax(1))
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+
+
+def test_nodes_keep_their_shape() -> None:
+    network, x = resnet18().eval(), torch.rand(2, 3, 64, 64)
+    through = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
+    torch.testing.assert_close(layers.cut(network, "layer1", "fc")(x), through(x))
+    names = layers.node_names(network)
+    assert {"layer1", "layer1.0.conv1", "avgpool", "flatten"} <= set(names)
+
+
+def test_unknown_node_lists_near_names() -> None:
+    with pytest.raises(ConfigError, match="--layer layer5: no such layer; did you mean layer"):
+        layers.cut(resnet18(), "layer5", "fc")

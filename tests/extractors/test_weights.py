@@ -1,0 +1,267 @@
+import hashlib
+import os
+import pickle
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torchvision.models import densenet121, googlenet, mnasnet0_5, resnet18, squeezenet1_1, vit_b_32
+
+from featlib.config import ModelConfig
+from featlib.errors import ConfigError
+from featlib.extractors import registry, weights
+from featlib.extractors.resolve import ResolvedModel, resolve
+from featlib.extractors.weights import WeightsChoice, payload, resolve_weights
+from featlib.storage import StoreOptions
+
+OPTIONS = StoreOptions()
+SQUEEZENET = registry.network("squeezenet1_1")
+
+
+def resolved(network: str, weights: object, **settings: object) -> ResolvedModel:
+    values = {"network": network, "weights": str(weights), **settings}
+    return resolve(ModelConfig.model_validate(values), OPTIONS)
+
+
+def tensors(model: ResolvedModel) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(payload(model, OPTIONS))
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> nn.Module:
+    torch.manual_seed(1)
+    return squeezenet1_1()
+
+
+def test_names_of_weights() -> None:
+    network = registry.network("resnet50")
+    v2 = network.default_pretrained
+    for text in ("default", "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2", "ResNet50_Weights.DEFAULT"):
+        assert resolve_weights(network, text) == WeightsChoice(pretrained=v2)
+    assert resolve_weights(network, "random:12") == WeightsChoice(seed=12)
+    assert resolve_weights(network, "s3://b/w.pth") == WeightsChoice(url="s3://b/w.pth")
+    assert resolve_weights(network, "w.safetensors") == WeightsChoice(url="w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("IMAGENET1K_V3", "did you mean IMAGENET1K_V2"),
+        ("ResNet18_Weights.IMAGENET1K_V1", "these are weights of resnet18, not of resnet50"),
+        ("random", "write random:0"),
+        ("random:-1", "whole number"),
+        ("random:x", "whole number"),
+    ],
+)
+def test_wrong_names_of_weights(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve_weights(registry.network("resnet50"), text)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_weights_are_the_bare_constructors_and_leave_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    model = resolved("resnet18", "random:5")
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        expected = resnet18().state_dict()
+    got = tensors(model)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[k], expected[k]) for k in expected)
+    assert model.weights_sha256 == resolved("resnet18", "random:5").weights_sha256
+    assert model.weights_sha256 != resolved("resnet18", "random:6").weights_sha256
+    assert model.weights_source == "random:5"
+
+
+def test_random_googlenet_draws_its_numbers_in_the_constructors_order() -> None:
+    model = resolved("googlenet", "random:5")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        expected = googlenet(init_weights=True).state_dict()
+    assert torch.equal(tensors(model)["fc.weight"], expected["fc.weight"])
+    assert dict(model.settings)["transform_input"] is False
+
+
+def test_file_of_googlenet_turns_its_input_around_and_needs_no_auxiliary_heads(tmp_path: Path) -> None:
+    state = googlenet(init_weights=False, num_classes=3).state_dict()
+    model = resolved("googlenet", saved(tmp_path / "w.pth", state))
+    assert dict(model.settings)["transform_input"] is True
+    assert model.num_classes == 3
+    assert not any(k.startswith("aux") for k in tensors(model))
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model."])
+def test_wrappers_and_prefixes_are_undone(tmp_path: Path, squeezenet: nn.Module, wrapper: str, prefix: str) -> None:
+    state = squeezenet.state_dict()
+    wrapped = {"epoch": 1, wrapper: {f"{prefix}{k}": v for k, v in state.items()}}
+    got = tensors(resolved("squeezenet1_1", saved(tmp_path / "w.pth", wrapped)))
+    assert all(torch.equal(got[k], state[k]) for k in state)
+    assert got.keys() == state.keys()
+
+
+def test_sha256_is_that_of_the_file(tmp_path: Path, squeezenet: nn.Module) -> None:
+    path = saved(tmp_path / "w.pth", squeezenet.state_dict())
+    model = resolved("squeezenet1_1", path)
+    assert model.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert model.weights_source == str(path)
+
+
+def test_half_precision_files_become_float32(tmp_path: Path, squeezenet: nn.Module) -> None:
+    state = {k: v.half() for k, v in squeezenet.state_dict().items()}
+    got = tensors(resolved("squeezenet1_1", saved(tmp_path / "w.pth", state)))
+    assert {v.dtype for v in got.values()} == {torch.float32}
+
+
+def test_old_densenet_names_and_files_without_versions(tmp_path: Path) -> None:
+    state = densenet121(num_classes=2).state_dict()
+    old = {k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for k, v in state.items()}
+    assert old.keys() != state.keys()
+    assert tensors(resolved("densenet121", saved(tmp_path / "d.pth", old))).keys() == state.keys()
+    safetensors.torch.save_file(mnasnet0_5(num_classes=2).state_dict(), tmp_path / "m.safetensors")
+    assert resolved("mnasnet0_5", tmp_path / "m.safetensors").num_classes == 2
+
+
+def test_old_transformer_names_are_converted_as_torchvision_does(tmp_path: Path) -> None:
+    state = vit_b_32(num_classes=2).state_dict()
+    old = OrderedDict(
+        (k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"), v) for k, v in state.items()
+    )
+    assert old.keys() != state.keys()
+    assert tensors(resolved("vit_b_32", saved(tmp_path / "v.pth", old))).keys() == state.keys()
+
+
+def without(state: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+def test_files_that_do_not_fit(tmp_path: Path, squeezenet: nn.Module) -> None:
+    state = squeezenet.state_dict()
+    first = "features.0.weight"
+    cases = [
+        (without(state, first), r"missing features\.0\.weight"),
+        ({**state, "extra.weight": torch.zeros(1)}, r"unknown extra\.weight"),
+        ({**state, first: torch.zeros(8, 3, 3, 3)}, r"features\.0\.weight is \(8, 3, 3, 3\), not \(64, 3, 3, 3\)"),
+        (resnet18().state_dict(), r"missing .* and \d+ more; unknown .* and \d+ more"),
+        ({"state_dict": {}}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({"epoch": 3}, "'epoch' is not a tensor"),
+        (without(state, "classifier.1.weight"), r"missing classifier\.1\.weight"),
+        ({**state, first: state[first] * float("nan")}, "NaN"),
+    ]
+    for content, message in cases:
+        with pytest.raises(ConfigError, match=message) as caught:
+            resolved("squeezenet1_1", saved(tmp_path / "w.pth", content))
+        assert "\n" not in str(caught.value)
+
+
+def test_nan_in_the_last_layer_only_matters_to_logits(tmp_path: Path, squeezenet: nn.Module) -> None:
+    state = {**squeezenet.state_dict(), "classifier.1.bias": torch.full((1000,), float("nan"))}
+    path = saved(tmp_path / "w.pth", state)
+    assert resolved("squeezenet1_1", path).feature_shape == (512,)
+    assert resolved("squeezenet1_1", path, layer="features").feature_shape == (512, 13, 13)
+    with pytest.raises(ConfigError, match=r"layer logits of squeezenet1_1 depends on classifier\.1\.bias"):
+        resolved("squeezenet1_1", path, layer="logits")
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04garbage", b"garbage" * 9, b"\x08\0\0\0\0\0\0\0{garbage"])
+def test_damaged_files(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"w\.pth"):
+        resolved("squeezenet1_1", path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.pth"):
+        resolved("squeezenet1_1", tmp_path / "none.pth")
+
+
+class _Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    sprung = tmp_path / "sprung"
+    path = tmp_path / "w.pth"
+    torch.save({"a": _Trap(sprung)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConfigError, match=r"save model\.state_dict\(\) alone"):
+        resolved("squeezenet1_1", path)
+    path.write_bytes(pickle.dumps(_Trap(sprung)))
+    with pytest.raises(ConfigError):
+        resolved("squeezenet1_1", path)
+    assert not sprung.exists()
+
+
+def test_weights_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    unreachable = replace(SQUEEZENET.default_pretrained, url="http://127.0.0.1:9/models/net-0123abcd.pth")
+    with pytest.raises(ConfigError) as caught:
+        weights.read_weights(SQUEEZENET, WeightsChoice(pretrained=unreachable), OPTIONS)
+    message = str(caught.value)
+    assert unreachable.url in message
+    assert str(tmp_path / "hub" / "checkpoints" / "net-0123abcd.pth") in message
+    assert "--weights" in message
+    assert "\n" not in message
+
+
+def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = weights.cache_path(SQUEEZENET.default_pretrained)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of it")
+    with pytest.raises(ConfigError, match="is damaged"):
+        resolved("squeezenet1_1", "default")
+
+
+def test_published_weights_come_from_the_cache_and_are_recognised_by_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeezenet: nn.Module
+) -> None:
+    path = saved(tmp_path / "w.pth", squeezenet.state_dict())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    v1 = SQUEEZENET.default_pretrained
+    mine = replace(v1, name="V9", enum="W.V9", url=f"http://127.0.0.1:9/net-{sha256[:8]}.pth")
+    network = replace(SQUEEZENET, pretrained=(v1, mine))
+    assert weights.read_weights(network, WeightsChoice(url=str(path)), OPTIONS).pretrained == mine
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = weights.cache_path(mine)
+    cached.parent.mkdir(parents=True)
+    path.rename(cached)
+    assert weights.read_weights(network, WeightsChoice(pretrained=mine), OPTIONS).sha256 == sha256
+
+
+def test_payload_is_read_again_in_another_process_and_must_be_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeezenet: nn.Module
+) -> None:
+    path = saved(tmp_path / "w.pth", squeezenet.state_dict())
+    model = resolved("squeezenet1_1", path)
+    first = payload(model, OPTIONS)
+    monkeypatch.setattr(weights, "_PAYLOADS", {})
+    assert payload(model, OPTIONS) == first
+    monkeypatch.setattr(weights, "_PAYLOADS", {})
+    saved(path, {k: v + 1 for k, v in squeezenet.state_dict().items()})
+    with pytest.raises(ConfigError, match="the file changed"):
+        payload(model, OPTIONS)
+
+
+def test_real_weights_know_what_they_see(weights_folder: Path) -> None:
+    model = resolved("squeezenet1_1", weights_folder / "squeezenet1_1-imagenet.pth")
+    assert model.num_classes == 1000
+    assert model.input == SQUEEZENET.default_pretrained.input
