@@ -1,0 +1,1 @@
+"""Parquet shards: their schema, staging, publishing and reading."""

@@ -1,0 +1,65 @@
+"""The commit of a shard: its outcomes object, and in the footer what it stands for."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featlib.layout import Keys, PartName
+from featlib.shards.schema import OUTCOMES, Provenance, read_footer, to_json, with_footer
+from featlib.shards.staging import StagedItem
+from featlib.storage import Store
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The outcomes object of one shard and label, as it is in the store; empty when there is none.
+
+    Args:
+        hashes: SHA-256 of each features object, by the last component of its key.
+        rounds: How often it was put.
+        pieces: Keys of the pieces that are history: what of them was to be published is.
+    """
+
+    outcomes: pa.Table
+    hashes: Mapping[str, str]
+    rounds: int
+    pieces: frozenset[str] = frozenset()
+
+    def has(self, staged: StagedItem, media_id: str) -> bool:
+        """Whether these very pieces made the outcome that stands: a cut publish is being repeated."""
+        return all(key in self.pieces for key, _ in staged.pieces.values()) and media_id in self._ids
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(self.outcomes["media_id"].to_pylist())
+
+
+def read_committed(store: Store, keys: Keys, label: str, shard: int) -> Committed:
+    """The outcomes object of a shard, or an empty one."""
+    key = f"{keys.outcomes(label)}/{PartName(shard)}"
+    if store.stat(key) is None:
+        return Committed(OUTCOMES.empty_table(), {}, 0)
+    table = pq.read_table(io.BytesIO(store.get(key)))
+    footer = read_footer(table.schema.metadata)
+    hashes, pieces = (json.loads(footer[f"featlib.{name}"]) for name in ("features", "pieces"))
+    stage = keys.stage_shard(shard)
+    return Committed(table, hashes, int(footer["featlib.rounds"]), frozenset(f"{stage}/{name}" for name in pieces))
+
+
+def put_committed(store: Store, keys: Keys, label: str, shard: int, stands: Committed, provenance: Provenance) -> None:
+    """Puts the outcomes object of a shard: from then on its rows stand."""
+    footer = {
+        **provenance.footer(),
+        "featlib.features": to_json(stands.hashes),
+        "featlib.rounds": str(stands.rounds),
+        "featlib.pieces": to_json(sorted(key.rpartition("/")[2] for key in stands.pieces)),
+    }
+    sink = io.BytesIO()
+    table = stands.outcomes.replace_schema_metadata(with_footer(OUTCOMES, footer).metadata)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    store.put(f"{keys.outcomes(label)}/{PartName(shard)}", sink.getvalue())

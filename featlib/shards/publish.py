@@ -1,0 +1,362 @@
+"""Publishing: the staged pieces of a complete shard become whole objects under final names.
+
+The order is the promise. Features first, each object put once, whole; outcomes second: they are the commit and hold
+the sha256 of every features object; the pieces go last. A row whose key is already visible is never written again,
+so a publish that was cut anywhere can be repeated. Only the driver process calls this.
+"""
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from featlib.errors import StoppedError
+from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
+from featlib.layout import Keys, PartName
+from featlib.shards.commit import Committed, put_committed, read_committed
+from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, with_footer
+from featlib.shards.staging import StagedItem, read_piece
+from featlib.storage import Store
+
+ROW_GROUP_BYTES = 16 << 20
+_CACHED_PIECES = 8
+
+Event = Callable[[str, str], None]
+"""Called with the name of what has just happened and the key it happened to."""
+
+
+class DamagedPieceError(StoppedError):
+    """A staged piece does not hold the bytes that were staged; nothing of its label and shard was published."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key}: the staged piece is damaged; its items are done again")
+        self.key = key
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What to publish of one shard.
+
+    Args:
+        items: Every item of the shard, in feed order.
+        staged: By label, the complete items to publish now.
+        present: By label, the features objects of this shard that are already there.
+        replaced: Items whose visible rows give way to the staged ones (their source changed).
+        pieces: Every piece that was staged of this shard, used or not; the commit makes all of them history.
+    """
+
+    shard: int
+    items: Sequence[PlanItem]
+    staged: Mapping[str, Mapping[str, StagedItem]]
+    present: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    replaced: frozenset[str] = frozenset()
+    pieces: Sequence[str] = ()
+
+
+class _PieceReader:
+    """Rows by (label, media id), from the last few pieces read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._cache: OrderedDict[str, dict[tuple[str, str], pa.Table]] = OrderedDict()
+
+    def rows(self, key: str, label: str, media_id: str) -> pa.Table:
+        if key not in self._cache:
+            table = read_piece(self._store, key)
+            if table is None:
+                raise DamagedPieceError(key)
+            self._cache[key] = _by_item(table)
+            if len(self._cache) > _CACHED_PIECES:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key].get((label, media_id), FEATURES.empty_table())
+
+
+def _by_item(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
+    models, ids = table["model"].to_pylist(), table["media_id"].to_pylist()
+    rows = table.drop_columns(["model"])
+    found: dict[tuple[str, str], pa.Table] = {}
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or (models[i], ids[i]) != (models[start], ids[start]):
+            found[models[start], ids[start]] = rows.slice(start, i - start)
+            start = i
+    return found
+
+
+class _PartWriter:
+    """Writes sorted rows into local files of bounded size, in row groups of bounded size."""
+
+    def __init__(self, folder: Path, footer: Mapping[str, str], max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+        self._schema = with_footer(FEATURES, footer)
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = self._written_bytes = 0
+        self.files: list[Path] = []
+
+    def write(self, rows: pa.Table) -> None:
+        """Takes the rows of one item; they stay in one file, so that a cut publish shows whole items only."""
+        for start in range(0, rows.num_rows, step := max(1, ROW_GROUP_BYTES // _bytes_a_row(rows))):
+            part = rows.slice(start, step)
+            self._waiting.append(part)
+            self._waiting_bytes += part.nbytes
+            if self._waiting_bytes >= ROW_GROUP_BYTES:
+                self._flush()
+        if self._written_bytes + self._waiting_bytes >= self._max_bytes:
+            self._close_file()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._writer is None:
+            path = self._folder / f"{len(self.files)}.tmp"
+            self._writer = pq.ParquetWriter(
+                path,
+                self._schema,
+                compression="zstd",
+                use_dictionary=["media_id", "uri"],
+                write_page_checksum=True,
+            )
+            self.files.append(path)
+        table = pa.concat_tables(self._waiting).replace_schema_metadata(self._schema.metadata)
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._written_bytes += self._waiting_bytes
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _close_file(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._written_bytes = None, 0
+
+    def close(self) -> list[Path]:
+        self._close_file()
+        return self.files
+
+
+def _bytes_a_row(rows: pa.Table) -> int:
+    return max(1, int(rows.nbytes) // max(1, int(rows.num_rows)))
+
+
+def publish_shard(
+    store: Store,
+    keys: Keys,
+    job: ShardJob,
+    provenance: Mapping[str, Provenance],
+    *,
+    max_bytes: int,
+    on_event: Event = lambda name, key: None,
+) -> dict[str, dict[str, list[Any]]]:
+    """Makes the staged items of a shard visible for every label in ``job.staged``; gives the outcomes by label.
+
+    Raises:
+        DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
+    """
+    published: dict[str, dict[str, list[Any]]] = {}
+    pieces = _PieceReader(store)
+    for label, all_staged in job.staged.items():
+        committed = read_committed(store, keys, label, job.shard)
+        staged = {m: s for m, s in all_staged.items() if not committed.has(s, m)}
+        if not staged:
+            published[label] = committed.outcomes.to_pydict()
+            continue
+        present = sorted(job.present.get(label, ()), key=lambda k: PartName.parse(k) or PartName(0))
+        hashes = dict(committed.hashes)
+        counts: dict[str, int] = {}
+        with TemporaryDirectory(prefix="featlib-") as folder:
+            writer = _PartWriter(Path(folder), provenance[label].footer(), max_bytes)
+            replacements = _write_new_rows(store, pieces, job, label, staged, present, writer, counts)
+            files = writer.close()
+            for key in _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes):
+                on_event("features_put", key)
+            for path, part in zip(files, _new_names(job.shard, committed.rounds, present), strict=False):
+                key = f"{keys.features(label)}/{part}"
+                hashes[str(part)] = _put_file(store, key, path)
+                present.append(key)
+                on_event("features_put", key)
+        for key in present:
+            if (name := key.rpartition("/")[2]) not in hashes:
+                hashes[name] = hashlib.sha256(store.get(key)).hexdigest()
+        outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
+        used = {key for item in staged.values() for key, _ in item.pieces.values()}
+        stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces))
+        put_committed(store, keys, label, job.shard, stands, provenance[label])
+        on_event("outcomes_put", label)
+        published[label] = outcomes.to_pydict()
+    return published
+
+
+def _write_new_rows(
+    store: Store,
+    pieces: _PieceReader,
+    job: ShardJob,
+    label: str,
+    staged_items: Mapping[str, StagedItem],
+    present: Sequence[str],
+    writer: _PartWriter,
+    counts: dict[str, int],
+) -> dict[str, dict[str, pa.Table]]:
+    """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item."""
+    visible = _visible_keys(store, present)
+    moved = job.replaced & staged_items.keys()
+    homes = {media_id: keys_ for media_id, keys_ in _homes(visible).items() if media_id in moved}
+    replacements: dict[str, dict[str, pa.Table]] = {key: {} for keys_ in homes.values() for key in keys_}
+    for item in job.items:
+        staged = staged_items.get(item.media_id)
+        if staged is None:
+            continue
+        parts = [pieces.rows(staged.pieces[k][0], label, item.media_id) for k in range(staged.n)]
+        rows = unique_rows(pa.concat_tables(parts))
+        counts[item.media_id] = rows.num_rows
+        if item.media_id in homes:
+            first, *others = homes[item.media_id]
+            replacements[first][item.media_id] = rows
+            for key in others:
+                replacements[key][item.media_id] = rows.slice(0, 0)
+        else:
+            writer.write(_without(rows, visible))
+    return replacements
+
+
+def unique_rows(rows: pa.Table) -> pa.Table:
+    """The rows of one item in the order of their key, each key once."""
+    pairs = np.stack([rows["clip_index"].to_numpy(), rows["region_index"].to_numpy()], axis=1).astype(np.int64)
+    order = pairs[:, 0] << 32 | pairs[:, 1]
+    if (np.diff(order) > 0).all():
+        return rows
+    _, first = np.unique(order, return_index=True)
+    return rows.take(pa.array(first))
+
+
+def _visible_keys(store: Store, present: Sequence[str]) -> dict[tuple[str, int, int], str]:
+    found: dict[tuple[str, int, int], str] = {}
+    for key in present:
+        with store.open(key) as file:
+            table = pq.read_table(file, columns=list(KEY))
+        columns = (table[name].to_pylist() for name in KEY)
+        found.update(dict.fromkeys(zip(*columns, strict=True), key))
+    return found
+
+
+def _homes(visible: Mapping[tuple[str, int, int], str]) -> dict[str, list[str]]:
+    homes: dict[str, list[str]] = {}
+    for (media_id, _, _), key in visible.items():
+        known = homes.setdefault(media_id, [])
+        if key not in known:
+            known.append(key)
+    return homes
+
+
+def _without(rows: pa.Table, visible: Mapping[tuple[str, int, int], str]) -> pa.Table:
+    if not visible:
+        return rows
+    keys = zip(*(rows[name].to_pylist() for name in KEY), strict=True)
+    return rows.filter(pa.array([key not in visible for key in keys], pa.bool_()))
+
+
+def _put_replacements(
+    store: Store,
+    replacements: Mapping[str, Mapping[str, pa.Table]],
+    provenance: Provenance,
+    items: Sequence[PlanItem],
+    folder: Path,
+    hashes: dict[str, str],
+) -> Iterator[str]:
+    """Rewrites objects whose items changed; those that only lose rows go first, so no key is ever there twice."""
+    order = pa.array([item.media_id for item in items])
+    for key in sorted(replacements, key=lambda k: any(t.num_rows for t in replacements[k].values())):
+        old = pq.read_table(io.BytesIO(store.get(key)))
+        kept = old.filter(pc.invert(pc.is_in(old["media_id"], pa.array(list(replacements[key])))))
+        rows = pa.concat_tables([kept.cast(FEATURES), *replacements[key].values()])
+        place = pc.index_in(rows["media_id"], order)
+        rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
+        path = folder / "replacement"
+        _write_whole(rows.drop_columns(["place"]), provenance, path)
+        hashes[key.rpartition("/")[2]] = _put_file(store, key, path)
+        yield key
+
+
+def _write_whole(rows: pa.Table, provenance: Provenance, path: Path) -> None:
+    schema = with_footer(FEATURES, provenance.footer())
+    step = max(1, ROW_GROUP_BYTES // _bytes_a_row(rows))
+    pq.write_table(
+        rows.cast(schema),
+        path,
+        row_group_size=step,
+        compression="zstd",
+        use_dictionary=["media_id", "uri"],
+        write_page_checksum=True,
+    )
+
+
+def _new_names(shard: int, round_: int, present: Sequence[str]) -> Iterator[PartName]:
+    taken = {PartName.parse(key) for key in present}
+    part = 0
+    while True:
+        name = PartName(shard, round_, part)
+        if name not in taken:
+            yield name
+        part += 1
+
+
+def _put_file(store: Store, key: str, path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    store.put_file(key, str(path))
+    return digest
+
+
+def _outcome_table(
+    items: Sequence[PlanItem],
+    before: pa.Table,
+    staged: Mapping[str, StagedItem],
+    label: str,
+    counts: Mapping[str, int],
+) -> pa.Table:
+    old = {row["media_id"]: row for row in before.to_pylist()}
+    rows = []
+    for item in items:
+        if item.media_id in staged:
+            earlier = old.get(item.media_id, {}).get("attempts") or 0
+            rows.append(_outcome(item, staged[item.media_id].reports, label, counts[item.media_id], earlier))
+        elif item.media_id in old:
+            rows.append(old[item.media_id])
+    return pa.Table.from_pylist(rows, schema=OUTCOMES)
+
+
+def _outcome(
+    item: PlanItem, reports: Sequence[ItemReport], label: str, num_rows: int, attempts_before: int
+) -> dict[str, Any]:
+    model = merge_models([r.models[label] for r in reports])
+    facts = merge_facts([r.facts for r in reports])
+    return {
+        "media_id": item.media_id,
+        "uri": item.uri,
+        "status": model.status,
+        "error_class": model.error_class,
+        "error_message": model.error_message,
+        "retryable": model.retryable,
+        "attempts": attempts_before + max(r.attempts for r in reports),
+        "num_rows": num_rows,
+        "duration_s": facts.duration_s,
+        "width": facts.width,
+        "height": facts.height,
+        "codec": facts.codec,
+        "frames_decoded": facts.frames_decoded,
+        "decode_s": facts.decode_s,
+        "size": facts.size,
+        "etag": facts.etag,
+        "label": item.label,
+        "split": item.split,
+        "manifest": item.manifest,
+    }

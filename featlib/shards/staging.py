@@ -1,0 +1,197 @@
+"""Staged pieces: one object a work unit, whole, with what became of its items inside; it commits itself.
+
+A piece is an Arrow IPC stream. Its schema's metadata holds the item reports, so that a resume reads only the first
+bytes; its name ends in the SHA-256 of the whole, so that a damaged piece is never taken for a good one.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+
+from featlib.items import ItemReport
+from featlib.layout import Keys
+from featlib.shards.schema import FEATURES, to_json
+from featlib.storage import Store
+
+PIECE = FEATURES.insert(0, pa.field("model", pa.string(), nullable=False))
+_SUFFIX = ".piece"
+_READERS = 16
+_NO_SOURCE = (None, None)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A staged object and the reports in it.
+
+    Args:
+        fingerprints: By label, of the models whose rows are inside.
+    """
+
+    key: str
+    fingerprints: Mapping[str, str]
+    reports: tuple[ItemReport, ...]
+
+
+def feature_rows(
+    label: str,
+    media_ids: Sequence[str],
+    uris: Sequence[str],
+    clips: pa.StructArray,
+    features: npt.NDArray[np.float32],
+    shape: Sequence[int],
+) -> pa.Table:
+    """Rows of one model in one unit (schema ``PIECE``).
+
+    Args:
+        media_ids: Of the unit's items; ``clips`` names items by their place here.
+        clips: As in ``featlib.unit.CLIPS``.
+        features: float32 (num_clips, prod(shape)).
+        shape: Of one feature.
+    """
+    n = len(clips)
+    width = int(features.shape[1]) if n else 0
+    values = pa.array(np.ascontiguousarray(features, dtype=np.float32).reshape(-1), pa.float32())
+    offsets = pa.array(np.arange(n + 1, dtype=np.int64) * width).cast(pa.int32())
+    item = clips.field("item")
+    columns: dict[str, pa.Array] = {
+        "model": pa.array([label] * n, pa.string()),
+        "media_id": pa.array(media_ids, pa.string()).take(item),
+        "uri": pa.array(uris, pa.string()).take(item),
+        "region_index": pa.array(np.zeros(n, dtype=np.int32)),
+        "feature": pa.ListArray.from_arrays(offsets, values),
+        "feature_shape": pa.array([list(shape)] * n, pa.list_(pa.int32())),
+    }
+    for name in ("clip_index", "start_s", "end_s", "frame_s", "padded_frames"):
+        columns[name] = clips.field(name)
+    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in PIECE], schema=PIECE)
+
+
+def stage(
+    store: Store,
+    keys: Keys,
+    *,
+    shard: int,
+    unit: str,
+    rows: Iterable[pa.Table],
+    reports: Sequence[ItemReport],
+    fingerprints: Mapping[str, str],
+) -> str:
+    """Puts one piece, whole; gives its key."""
+    metadata = {"reports": to_json([r.to_dict() for r in reports]), "fingerprints": to_json(fingerprints)}
+    schema = PIECE.with_metadata(metadata)
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, schema) as writer:
+        for table in rows:
+            writer.write_table(table.replace_schema_metadata(metadata))
+    data = buffer.getbuffer()
+    digest = hashlib.sha256(data).hexdigest()
+    key = f"{keys.stage_shard(shard)}/{unit}-{digest}{_SUFFIX}"
+    store.put(key, data)
+    return key
+
+
+def list_pieces(store: Store, keys: Keys, shard: int | None = None) -> dict[int, list[Piece]]:
+    """All readable pieces, by shard; of one shard when given. A piece that cannot be read counts as not staged."""
+    prefix = keys.stage if shard is None else keys.stage_shard(shard)
+    names = [o.key for o in store.list(prefix) if o.key.endswith(_SUFFIX)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        heads = list(pool.map(lambda key: _read_head(store, key), names))
+    found: dict[int, list[Piece]] = {}
+    for piece in heads:
+        if piece is not None:
+            found.setdefault(int(piece.key.split("/")[-2]), []).append(piece)
+    return found
+
+
+def _read_head(store: Store, key: str) -> Piece | None:
+    try:
+        with store.open(key) as file:
+            metadata = pa.ipc.open_stream(file).schema.metadata or {}
+        reports = tuple(ItemReport.from_dict(r) for r in json.loads(metadata[b"reports"]))
+        return Piece(key, json.loads(metadata[b"fingerprints"]), reports)
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError, FileNotFoundError):
+        return None
+
+
+def read_piece(store: Store, key: str) -> pa.Table | None:
+    """The rows of a piece (schema ``PIECE``); None when its bytes are not those that were staged."""
+    data = store.get(key)
+    if hashlib.sha256(data).hexdigest() != key.removesuffix(_SUFFIX).rpartition("-")[2]:
+        return None
+    return pa.ipc.open_stream(data).read_all()
+
+
+@dataclass(frozen=True)
+class StagedItem:
+    """The pieces of one item that belong together: the same number of segments, the same source.
+
+    Args:
+        pieces: Key of the piece and the report in it, by k.
+    """
+
+    n: int
+    pieces: Mapping[int, tuple[str, ItemReport]]
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(k for k in range(self.n) if k not in self.pieces)
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    @property
+    def reports(self) -> tuple[ItemReport, ...]:
+        return tuple(self.pieces[k][1] for k in sorted(self.pieces))
+
+
+def staged_items(pieces: Iterable[Piece], wanted: Mapping[str, str]) -> dict[str, StagedItem]:
+    """By media id, what is staged of each item for all models in ``wanted`` (label to fingerprint).
+
+    A piece counts only when it was made with every wanted fingerprint. Of several sets (the source changed, or the
+    number of segments did) a complete one wins over an incomplete one of the same source, and the newest source wins.
+    A segment whose worker died never learned its source; it completes the set that its neighbours began.
+    """
+    groups: dict[str, dict[tuple[object, ...], dict[int, tuple[str, ItemReport]]]] = {}
+    for piece in sorted(pieces, key=lambda p: p.key):
+        if any(piece.fingerprints.get(label) != print_ for label, print_ in wanted.items()):
+            continue
+        for report in piece.reports:
+            if all(label in report.models for label in wanted):
+                group = groups.setdefault(report.media_id, {}).setdefault((report.segment.n, report.source), {})
+                group.setdefault(report.segment.k, (piece.key, report))
+    return {media_id: _newest(_adopted(sets)) for media_id, sets in groups.items()}
+
+
+_Pieces = Mapping[int, tuple[str, ItemReport]]
+
+
+def _adopted(sets: Mapping[tuple[object, ...], _Pieces]) -> dict[tuple[object, ...], _Pieces]:
+    """The sets, with the segments of unknown source as part of every set that has the same number of segments."""
+    orphans = {n: pieces for (n, source), pieces in sets.items() if source == _NO_SOURCE}
+    known = {group: pieces for group, pieces in sets.items() if group[1] != _NO_SOURCE}
+    counts = {n for n, _ in known}
+    adopted: dict[tuple[object, ...], _Pieces] = {
+        (n, _NO_SOURCE): pieces for n, pieces in orphans.items() if n not in counts
+    }
+    adopted.update({(n, source): {**orphans.get(n, {}), **pieces} for (n, source), pieces in known.items()})
+    return adopted
+
+
+def _newest(sets: Mapping[tuple[object, ...], Mapping[int, tuple[str, ItemReport]]]) -> StagedItem:
+    def rank(entry: tuple[tuple[object, ...], Mapping[int, tuple[str, ItemReport]]]) -> tuple[float, bool, int]:
+        (_, source), pieces = entry
+        newest = max(r.created for group in sets.values() for _, r in group.values() if r.source == source)
+        item = StagedItem(next(iter(pieces.values()))[1].segment.n, pieces)
+        return newest, item.complete, len(pieces)
+
+    _, best = max(sets.items(), key=rank)
+    return StagedItem(next(iter(best.values()))[1].segment.n, best)

@@ -1,0 +1,236 @@
+"""Publishing without crashes: what is read, what is refused, what is done again."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featlib.backlog import Backlog
+from featlib.layout import Keys, PartName
+from featlib.plan import PlanItems, read_plan
+from featlib.shards.publish import DamagedPieceError, ShardJob, publish_shard, unique_rows
+from featlib.shards.schema import FEATURES, OUTCOMES
+from featlib.shards.staging import list_pieces, staged_items
+from featlib.storage import Store
+from tests.shards.make import (
+    KEYS,
+    NO_LIMIT,
+    Item,
+    check_hashes,
+    expected,
+    planned,
+    provenance,
+    publish,
+    publisher,
+    staged,
+    visible,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def _flip(store: Store, key: str) -> None:
+    data = bytearray(store.get(key))
+    data[-20] ^= 0xFF
+    store.put(key, bytes(data))
+
+
+def _outcomes(store: Store, label: str = "a") -> dict[str, dict[str, object]]:
+    table = pq.read_table(io.BytesIO(store.get(f"{KEYS.outcomes(label)}/part-00000.parquet")))
+    return {row["media_id"]: row for row in table.to_pylist()}
+
+
+def test_rows_are_in_plan_order_under_one_schema(store: Store) -> None:
+    planned(store, ["v2", "v0", "v1"])
+    staged(store, "r-1", [Item("v0"), Item("v1", (2, 0, 1))], ("a", "b"))
+    staged(store, "r-0", [Item("v2")], ("a", "b"))
+    publish(store, ("a", "b"))
+    for label in "ab":
+        table = pq.read_table(io.BytesIO(store.get(f"{KEYS.features(label)}/part-00000.parquet")))
+        assert table.schema.remove_metadata() == FEATURES
+        order = list(zip(table["media_id"].to_pylist(), table["clip_index"].to_pylist(), strict=True))
+        assert order == [(m, c) for m in ("v2", "v0", "v1") for c in range(3)]
+        outcomes = pq.read_table(io.BytesIO(store.get(f"{KEYS.outcomes(label)}/part-00000.parquet")))
+        assert outcomes.schema.remove_metadata() == OUTCOMES
+        assert outcomes["media_id"].to_pylist() == ["v2", "v0", "v1"]
+
+
+def test_footer_says_what_made_a_shard(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(store)
+    for root in (KEYS.features("a"), KEYS.outcomes("a")):
+        footer = pq.read_schema(io.BytesIO(store.get(f"{root}/part-00000.parquet"))).metadata
+        assert footer[b"featlib.fingerprint"] == b"print-a"
+        assert json.loads(footer[b"featlib.semantics"]) == {"network": "a"}
+        assert footer[b"featlib.model"] == b"a"
+
+
+def test_outcomes_hold_what_was_learned(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0", attempts=2), Item("v1", status={"a": "failed"})])
+    publish(store)
+    rows = _outcomes(store)
+    good = {"status": "ok", "num_rows": 3, "attempts": 2, "codec": "h264", "frames_decoded": 3, "etag": "e0"}
+    assert {k: rows["v0"][k] for k in good} == good
+    bad = {"status": "failed", "num_rows": 0, "error_class": "timeout", "retryable": True}
+    assert {k: rows["v1"][k] for k in bad} == bad
+
+
+def test_attempts_add_up_over_rounds(store: Store) -> None:
+    planned(store, ["v0"])
+    for round_ in range(3):
+        staged(store, f"r-{round_}", [Item("v0", status={"a": "failed"}, created=round_)])
+        publish(store, retry_failed=True)
+    assert _outcomes(store)["v0"]["attempts"] == 3
+    staged(store, "r-9", [Item("v0", created=9)])
+    publish(store, retry_failed=True)
+    assert (_outcomes(store)["v0"]["attempts"], _outcomes(store)["v0"]["status"]) == (4, "ok")
+    assert [i.key.rpartition("/")[2] for i in store.list(KEYS.features("a"))] == ["part-00000-r3.parquet"]
+
+
+def test_a_repeated_publish_puts_nothing(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    job = _job(store, ("a",))
+    publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
+    before = {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)}
+    again = ShardJob(0, job.items, job.staged, {"a": [i.key for i in store.list(KEYS.features("a"))]})
+    published = publish_shard(store, KEYS, again, provenance("a"), max_bytes=NO_LIMIT)
+    assert {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)} == before
+    assert published["a"]["status"] == ["ok", "ok"]
+
+
+def _job(store: Store, labels: tuple[str, ...]) -> ShardJob:
+    items = PlanItems(store, read_plan(store, KEYS)).shard(0)
+    found = staged_items(list_pieces(store, KEYS)[0], {label: f"print-{label}" for label in labels})
+    return ShardJob(0, items, dict.fromkeys(labels, found))
+
+
+def test_a_damaged_piece_publishes_nothing_and_is_done_again(store: Store) -> None:
+    planned(store, ["v0", "v1", "v2"])
+    staged(store, "r-0", [Item("v0")])
+    damaged = staged(store, "r-1", [Item("v1"), Item("v2")])
+    _flip(store, damaged)
+    with pytest.raises(DamagedPieceError, match="r-1"):
+        publish_shard(store, KEYS, _job(store, ("a",)), provenance("a"), max_bytes=NO_LIMIT)
+    result = publish(store)
+    assert result is not None
+    assert [u.items[0].media_id for u in result.again] == ["v1", "v2"]
+    assert all(u.labels == ("a",) and u.shard == 0 for u in result.again)
+    assert not store.list("features")
+    assert not store.list("outcomes")
+    assert store.stat(damaged) is None
+    staged(store, "s-0", [Item("v1"), Item("v2")])
+    publish(store)
+    assert visible(store)["a"] == expected("a", map(Item, ("v0", "v1", "v2")))
+
+
+def test_damage_under_the_second_label_repeats_no_row_of_the_first(store: Store) -> None:
+    """Some items need one label only, so that the damage shows after the other label is published."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0")], ("a",))
+    made = publisher(store, ("a",))
+    made.backlog = Backlog(read_plan(store, KEYS), {"a": np.array([True, False])}, {"a": "print-a"})
+    made.publish(0)
+    staged(store, "s-0", [Item("v1")], ("a", "b"))
+    _flip(store, staged(store, "s-1", [Item("v0")], ("b",)))
+    both = publisher(store, ("a", "b"))
+    result = both.publish(0)
+    assert [(u.labels, u.items[0].media_id) for u in result.again] == [(("b",), "v0")]
+    staged(store, "s-2", [Item("v0")], ("b",))
+    assert not both.publish(0).again
+    assert visible(store) == {label: expected(label, [Item("v0"), Item("v1")]) for label in "ab"}
+    assert _outcomes(store)["v1"]["attempts"] == 1
+    check_hashes(store, "a")
+    check_hashes(store, "b")
+
+
+def test_missing_segments_are_asked_for(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0", (0, 1), 0, 2)])
+    staged(store, "r-1", [Item("v1")])
+    result = publish(store)
+    assert result is not None
+    assert [u.items[0].media_id for u in result.again] == ["v0"]
+    assert not store.list("features")
+
+
+def test_a_lost_segment_makes_its_item_partial(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0", (0, 1), 0, 2)])
+    staged(store, "r-died", [Item("v0", (), 1, 2, etag=None, created=5.0, status={"a": "failed"})])
+    result = publish(store)
+    assert result is not None
+    assert not result.again
+    assert _outcomes(store)["v0"]["status"] == "partial"
+    assert _outcomes(store)["v0"]["num_rows"] == 2
+    assert sorted(visible(store)["a"]["v0"]) == [0, 1]
+
+
+def test_a_changed_item_outside_this_run_leaves_its_object_alone(store: Store) -> None:
+    """A smaller manifest with ``--changed``: only staged items may replace rows."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1", status={"a": "failed"})])
+    publish(store)
+    before = store.get(f"{KEYS.features('a')}/part-00000.parquet")
+    staged(store, "s-0", [Item("v1", created=2.0)])
+    job = _job(store, ("a",))
+    job = ShardJob(0, job.items, job.staged, {"a": [f"{KEYS.features('a')}/part-00000.parquet"]}, frozenset({"v0"}))
+    publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
+    assert store.get(f"{KEYS.features('a')}/part-00000.parquet") == before
+    assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1")])
+
+
+def test_pieces_that_hold_other_labels_go_and_are_made_again_for_them(store: Store) -> None:
+    planned(store, ["v0"])
+    key = staged(store, "r-0", [Item("v0")], ("a", "b"))
+    publish(store, ("a",))
+    assert store.stat(key) is None
+    staged(store, "r-1", [Item("v0")], ("b",))
+    publish(store, ("b",))
+    assert visible(store) == {label: expected(label, [Item("v0")]) for label in "ab"}
+
+
+def test_all_failed_gives_outcomes_and_no_features(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item(i, status={"a": "failed"}) for i in ("v0", "v1")])
+    publish(store)
+    assert not store.list("features")
+    assert {r["status"] for r in _outcomes(store).values()} == {"failed"}
+    check_hashes(store, "a")
+
+
+def test_unique_rows_sorts_and_drops_repeats() -> None:
+    rows = pa.concat_tables([Item("v0", (3, 1)).rows("a"), Item("v0", (1, 0, 2)).rows("a")])
+    assert unique_rows(rows)["clip_index"].to_pylist() == [0, 1, 2, 3]
+    assert unique_rows(rows.slice(0, 0)).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "name", [PartName(0), PartName(12345), PartName(7, 2), PartName(7, 0, 3), PartName(123456, 4, 11)]
+)
+def test_part_names_come_back(name: PartName) -> None:
+    assert PartName.parse(f"features/dataset=d/model=m/{name}") == name
+
+
+@pytest.mark.parametrize(
+    "name", ["part-1.parquet", "part-00000.parquet.tmp", "x-part-00000.parquet", "part-00000-r.parquet"]
+)
+def test_other_names_are_not_parts(name: str) -> None:
+    assert PartName.parse(name) is None
+
+
+def test_nothing_below_own_folder_ends_in_parquet(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    assert [i.key for i in store.list("") if i.key.endswith(".parquet")] == []
+    assert all(i.key.startswith("_featlib/") for i in store.list(""))
+    assert Keys("d").own == "_featlib/d"
