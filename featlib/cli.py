@@ -1,0 +1,286 @@
+"""The ``featlib`` command. Every command is a thin layer over a function of the library."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import featlib
+from featlib.errors import ConfigError, StoppedError
+
+if TYPE_CHECKING:
+    from featlib.summary import Summary
+
+_PER_MODEL = ("weights", "layer", "preprocess", "precision", "frame_sampling", "clip_sampling", "batch_size")
+_LISTS = ("manifest", "model", *_PER_MODEL)
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _store_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--anon", is_flag=True, default=None, help="Read the object store without credentials.")(
+        function
+    )
+    return click.option("--endpoint-url", help="Object store other than AWS; AWS_ENDPOINT_URL does the same.")(function)
+
+
+def _partition_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--model", required=True, metavar="LABEL", help="The model= partition.")(function)
+    function = click.option("--dataset", required=True, metavar="NAME", help="The dataset= partition.")(function)
+    return click.option("--output", required=True, metavar="URL", help="Where the job wrote to.")(function)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(featlib.__version__, prog_name="featlib")
+def cli() -> None:
+    """Videos and images in, deep features out: one distributed job, Parquet shards that open in one line."""
+
+
+@cli.command(
+    epilog="""\b
+Example:
+  featlib extract clips/ --output out --dataset mine --model resnet50 --model r3d_18
+  featlib extract s3://b/list.parquet --output s3://b/out --dataset mine --model small=resnet18 --frame-sampling fps:2
+"""
+)
+@click.argument("manifest", nargs=-1)
+@click.option("--config", metavar="JOB.YAML", help="Job file with the same options as keys; a flag beats the file.")
+@click.option("--output", metavar="URL", help="Folder or s3:// URL for the shards.")
+@click.option("--dataset", metavar="NAME", help="The dataset= partition.")
+@click.option(
+    "--model", multiple=True, metavar="[LABEL=]NETWORK", help="A network; repeat for more, one decode for all."
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[LABEL=]W",
+    help="default, a torchvision enum name, a path or URL of a state dict, or random:SEED.",
+)
+@click.option("--layer", multiple=True, metavar="[LABEL=]L", help="penultimate, logits, probabilities or a node name.")
+@click.option("--preprocess", multiple=True, metavar="[LABEL=]ENUM", help="A weights enum name whose preset to use.")
+@click.option("--precision", multiple=True, metavar="[LABEL=]P", help="fp32, bf16 or fp16.")
+@click.option(
+    "--frame-sampling",
+    multiple=True,
+    metavar="[LABEL=]S",
+    help="all, every:N, fps:F, uniform:K, random:K or keyframes; default fps:1.",
+)
+@click.option(
+    "--clip-sampling", multiple=True, metavar="[LABEL=]S", help="frames=16,stride=1,hop=16,tail=drop[,fps=15]."
+)
+@click.option("--batch-size", multiple=True, metavar="[LABEL=]N", help="Frames or clips in one forward.")
+@click.option("--uri-column", help="Column of the manifest that holds the URIs; default uri.")
+@click.option("--limit", type=int, help="Only the first N media of the manifest.")
+@click.option("--max-failed", type=float, help="Share of media that may fail before the exit code is 3; default 0.05.")
+@click.option("--retry-failed", is_flag=True, default=None, help="Take failed media up again.")
+@click.option("--changed", is_flag=True, default=None, help="Redo media whose size or etag changed since.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default auto: asks the Ray cluster.")
+@click.option("--ray-address", help="A running Ray; default: the one this was submitted to, else Ray starts here.")
+@click.option(
+    "--layout", type=click.Choice(["auto", "together", "separate"]), help="One pool for all networks, or two."
+)
+@click.option("--decode-workers", type=int, help="Decode processes; default from the machine.")
+@click.option("--extract-workers", type=int, help="Extractor actors in each pool; default from the machine.")
+@click.option("--extract-threads", type=int, help="CPU threads of one extractor actor; default from the machine.")
+@click.option("--shard-items", type=int, help="Media in one shard of a new plan; default 256.")
+@click.option("--shard-mb", type=int, help="Largest features object; default 512.")
+@click.option("--unit-mb", type=int, help="Most megabytes of pixels in one task; default 48.")
+@click.option("--unit-items", type=int, help="Most media in one task; default 64.")
+@click.option("--decode-memory-mb", type=int, help="Memory that decoding one item may take; default 2048.")
+@click.option("--decode-stall-s", type=float, help="Seconds without progress until an item is given up; default 90.")
+@click.option("--decode-deadline-s", type=float, help="Seconds for one item in all; default 1800.")
+@click.option("--object-store-mb", type=int, help="Ray's shared memory when Ray starts here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@_store_options
+def extract(as_json: bool, **given: Any) -> None:
+    """Extracts features of the media in MANIFEST... (Parquet, CSV, JSON Lines, a list of URIs, a media file, a folder
+    or prefix, a glob; several of these). The same command again goes on where it stopped."""
+    from featlib.config import extract_config
+    from featlib.job import extract as run
+    from featlib.progress import reporter
+
+    _log_to_stderr()
+    summary: Summary = run(extract_config(job_values(given)), reporter=reporter())
+    click.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.text())
+    sys.exit(summary.exit_code)
+
+
+def job_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a job from its flags and, under ``config``, its job file; a flag beats the file.
+
+    Raises:
+        ConfigError: The job file cannot be read, or a flag names a label that is not a model's.
+    """
+    from featlib.config import read_job_file
+
+    flags = {k: v for k, v in given.items() if v is not None and v != () and k != "config"}
+    values = read_job_file(given["config"]) if given.get("config") else {}
+    models = [_model(text) for text in flags.pop("model", ())] or _file_models(values.get("models"))
+    for name in _PER_MODEL:
+        for text in flags.pop(name, ()):
+            _set(models, name, text)
+    return {**values, **flags, **({"models": models} if models else {})}
+
+
+def _file_models(models: Any) -> list[dict[str, Any]]:
+    if models is None:
+        return []
+    if not isinstance(models, list) or not all(isinstance(m, dict) for m in models):
+        raise ConfigError("models: must be a list of mappings, like `- network: resnet50`")
+    return [dict(m) for m in models]
+
+
+def _model(text: str) -> dict[str, Any]:
+    label, equals, network = text.partition("=")
+    return {"label": label, "network": network} if equals else {"network": text}
+
+
+def _set(models: Sequence[dict[str, Any]], name: str, text: str) -> None:
+    """Applies ``VALUE`` to all models or ``LABEL=VALUE`` to one; a sampling for all goes to those it fits."""
+    left, equals, right = text.partition("=")
+    labels = [m.get("label") or m.get("network") for m in models]
+    if equals and left in labels:
+        models[labels.index(left)][name] = right
+        return
+    if equals and _looks_like_label(left):
+        known = ", ".join(map(str, labels))
+        raise ConfigError(f"--{name.replace('_', '-')} {text}: {left!r} is not the label of a model ({known})")
+    for model in models:
+        if _fits(model, name, alone=len(models) == 1):
+            model[name] = text
+
+
+def _looks_like_label(text: str) -> bool:
+    from featlib.config import check_name
+    from featlib.spec import CLIP_KEYS
+
+    try:
+        return text not in CLIP_KEYS and bool(check_name(text))
+    except ValueError:
+        return False
+
+
+def _fits(model: Mapping[str, Any], name: str, *, alone: bool) -> bool:
+    """Whether a sampling that was given for all is for this model's kind."""
+    if name not in ("frame_sampling", "clip_sampling") or alone:
+        return True
+    from featlib.extractors import registry
+
+    return registry.kind(str(model["network"])) == name.removesuffix("_sampling")
+
+
+@cli.command(epilog="\b\nExample:\n  featlib manifest s3://bucket/videos/ -o videos.parquet\n")
+@click.argument("url_or_glob")
+@click.option("-o", "--out", required=True, metavar="FILE", help="A .parquet, .csv or .jsonl file to write.")
+@_store_options
+def manifest(url_or_glob: str, out: str, endpoint_url: str | None, anon: bool | None) -> None:
+    """Lists the media under a folder, prefix or glob into a manifest."""
+    from featlib.manifest import write_manifest
+    from featlib.storage import StoreOptions
+
+    count = write_manifest(url_or_glob, out, StoreOptions(endpoint_url, bool(anon)))
+    click.echo(f"{count} media in {out}")
+
+
+@cli.command(epilog="\b\nExample:\n  featlib models resnet50\n  featlib models --json\n")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(name: str | None, as_json: bool) -> None:
+    """Lists the extractors, or describes NAME: input, frames, feature size, weights, parameters, FLOPs."""
+    from featlib.extractors import listing
+
+    click.echo(listing.as_json(name) if as_json else listing.as_text(name))
+
+
+@cli.command(epilog="\b\nExample:\n  featlib verify clips/ --output out --dataset mine --model resnet50\n")
+@click.argument("manifest", nargs=-1, required=True)
+@_partition_options
+@click.option("--uri-column", default="uri", show_default=True, help="Column of the manifest that holds the URIs.")
+@click.option("--limit", type=int, help="Only the first N media of the manifest.")
+@click.option("--max-failed", type=float, default=0.05, show_default=True, help="Share of media that may fail.")
+@_store_options
+def verify(
+    manifest: tuple[str, ...],
+    output: str,
+    dataset: str,
+    model: str,
+    uri_column: str,
+    limit: int | None,
+    max_failed: float,
+    endpoint_url: str | None,
+    anon: bool | None,
+) -> None:
+    """Holds the shards against the manifest: missing, duplicate, failed, damaged. Exit 0 when complete, else 3."""
+    from featlib.layout import Keys
+    from featlib.manifest import read_manifest
+    from featlib.shards.verify import verify as check
+    from featlib.storage import Store, StoreOptions
+
+    options = StoreOptions(endpoint_url, bool(anon))
+    batches = read_manifest(manifest, uri_column=uri_column, limit=limit, options=options)
+    found = check(batches, Store(output, options), Keys(_name(dataset)), _name(model), max_failed=max_failed)
+    click.echo(found.text())
+    sys.exit(0 if found.complete else 3)
+
+
+@cli.command(epilog="\b\nExample:\n  featlib drop --output out --dataset mine --model resnet50\n")
+@_partition_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_store_options
+def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | None, anon: bool | None) -> None:
+    """Removes one partition with its plan and outcomes, after asking."""
+    from featlib import partition
+    from featlib.drivers import Claim
+    from featlib.layout import Keys
+    from featlib.storage import Store, StoreOptions
+
+    store, keys = Store(output, StoreOptions(endpoint_url, bool(anon))), Keys(_name(dataset))
+    if partition.registered(store, keys, _name(model)) is None:
+        raise ConfigError(f"{output}: there is no model={model} of dataset={dataset}; nothing was removed")
+    if not yes:
+        click.confirm(f"Remove model={model} of dataset={dataset} from {output}?", abort=True)
+    with Claim(store, keys) as claim:
+        claim.settle()
+        count = partition.drop(store, keys, model)
+    click.echo(f"removed {count} objects")
+
+
+def _name(text: str) -> str:
+    from featlib.config import check_name
+
+    try:
+        return check_name(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s featlib: %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("featlib")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; a person's mistake gives one line and exit 2, a job that cannot go on one line and exit 1."""
+    try:
+        cli.main(args=list(arguments) if arguments is not None else None, prog_name="featlib", standalone_mode=False)
+    except click.exceptions.Abort:
+        _end("stopped", 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConfigError as error:
+        _end(str(error), 2)
+    except StoppedError as error:
+        _end(str(error), 1)
+
+
+def _end(message: str, code: int) -> None:
+    click.echo(f"featlib: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,263 @@
+"""The Ray Data graph: plan -> decode -> extract -> stage. The only file that knows ray.data.
+
+    read_parquet(units) -> one row a block -> DecodeWorker (CPU actors) -> ExtractWorker (a pool or two) -> StageWorker
+
+One unit is one row, one block and one task at every stage. A task gives its one block at its end, because Ray matches
+the blocks of a replayed task by position.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featlib.errors import ConfigError, StoppedError
+from featlib.pools import Machine, Pools, Sizes, plan_pools
+from featlib.spec import Kind, Want
+from featlib.storage import Store, StoreOptions
+from featlib.workers import RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker
+
+if TYPE_CHECKING:
+    from featlib.extractors.resolve import ResolvedModel
+    from featlib.media import Limits
+
+_MB = 1 << 20
+_TASK_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Everything the graph is built from.
+
+    Args:
+        weights: By label, where ``ship`` put the weights.
+        fingerprints: By label.
+    """
+
+    output: str
+    store_options: StoreOptions
+    dataset: str
+    run: str
+    models: tuple["ResolvedModel", ...]
+    weights: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    wants: tuple[Want, ...]
+    limits: "Limits"
+
+
+class _DecodeActor(DecodeWorker):
+    """``DecodeWorker`` as Ray calls it."""
+
+
+class _ExtractActor(ExtractWorker):
+    """``ExtractWorker`` with its weights fetched from the object store, where they lie once a node."""
+
+    def __init__(self, spec: ExtractSpec, payload_refs: Mapping[str, Any]) -> None:
+        import ray
+
+        super().__init__(spec, {label: ray.get(ref) for label, ref in payload_refs.items()})
+
+
+def start_local_ray(*, num_cpus: float, object_store_mb: int, num_gpus: int | None = None) -> str:
+    """Starts Ray on this machine for this process; gives the address."""
+    _quiet_environment()
+    # Ray's own processes tell the terminal of every actor that it may not be restartable (ray#53727); what fails
+    # comes back as an exception all the same.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=int(-(-num_cpus // 1)),
+        num_gpus=num_gpus,
+        object_store_memory=object_store_mb * _MB,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+    return str(context.address_info["gcs_address"])
+
+
+def connect_ray(address: str) -> None:
+    """Joins a running Ray.
+
+    Raises:
+        StoppedError: Nobody answers there.
+    """
+    _quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StoppedError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None
+
+
+def _quiet_environment() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def cluster() -> tuple[Machine, int]:
+    """What the connected Ray has, and its number of nodes."""
+    import ray
+
+    resources = ray.cluster_resources()
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    cores = max((int(n["Resources"].get("CPU", 0)) for n in nodes), default=1)
+    machine = Machine(max(1, cores), float(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    return machine, len(nodes)
+
+
+def join_or_start(
+    address: str | None,
+    sizes: Sizes,
+    kinds: Mapping[str, Kind],
+    *,
+    local_output: str | None,
+    object_store_mb: int | None,
+) -> Pools:
+    """Joins the named Ray, or the one this job was submitted to, or starts one on this machine; sizes the pools.
+
+    Args:
+        local_output: The output when it is a local path: several nodes would not all see it.
+
+    Raises:
+        ConfigError: The layout cannot fit, or a local path cannot be seen by all nodes.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized() and (not address or address == "local"):
+        cores = len(os.sched_getaffinity(0))
+        gpus = _local_gpus() if sizes.device != "cpu" else 0
+        pools = plan_pools(Machine(cores, gpus=gpus), sizes, kinds)
+        start_local_ray(num_cpus=pools.total_cpus, object_store_mb=object_store_mb or _object_store_mb())
+        return pools
+    connect_ray(address or "auto")
+    machine, nodes = cluster()
+    if nodes > 1 and local_output is not None:
+        raise ConfigError(
+            f"--output {local_output}: a local path is not seen by all {nodes} nodes of the Ray cluster; "
+            "use a URL like s3://bucket/folder"
+        )
+    return plan_pools(machine, sizes, kinds)
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _object_store_mb() -> int:
+    """An eighth of the memory, within what a few units in flight need and what they can use."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MB
+    return min(max(512, memory // 8), 8192)
+
+
+def ship(payload: bytes) -> Any:
+    """Puts weights into Ray's object store, from where every node fetches them once; gives the reference."""
+    import ray
+
+    return ray.put(payload)
+
+
+def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterator[dict[str, Any]]:
+    """Runs one pass over the ``num_units`` units in ``units_key``; gives a ``RESULT`` for each that came through.
+
+    A unit that was lost (its worker died twice) gives nothing: the caller knows what is missing.
+
+    Raises:
+        StoppedError: Ray cannot go on, for instance because a network could not be built.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray 2.60 has no other way to bound the retries of an actor's task than the arguments it warns of.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    dataset = _graph(flow, pools, units_key, num_units)
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.select(RESULT.names).to_pylist()
+    except RayError as error:
+        raise StoppedError(f"Ray stopped the job: {_cause(error)}; run the same command again to go on") from error
+
+
+def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
+    import ray
+
+    filesystem, root = Store(flow.output, flow.store_options).arrow()
+    dataset = ray.data.read_parquet(
+        f"{root}/{units_key}",
+        filesystem=filesystem,
+        file_extensions=["units"],
+        num_cpus=_TASK_CPUS,
+    ).repartition(target_num_rows_per_block=1)
+    dataset = dataset.map_batches(
+        _DecodeActor,
+        fn_constructor_kwargs={"wants": flow.wants, "limits": flow.limits, "store_options": flow.store_options},
+        **_pool(min(pools.decode_workers, num_units), pools.decode_cpus),
+    )
+    for spec, pool in _extract_specs(flow, pools):
+        payload_refs = {model.label: flow.weights[model.label] for model in spec.models}
+        dataset = dataset.map_batches(
+            _ExtractActor,
+            fn_constructor_kwargs={"spec": spec, "payload_refs": payload_refs},
+            **_pool(min(pool.workers, num_units), pool.num_cpus, pool.num_gpus),
+        )
+    stage = StageWorker(flow.output, flow.store_options, flow.dataset, flow.run, flow.fingerprints)
+    return dataset.map_batches(
+        stage.__call__,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=_TASK_CPUS,
+        max_retries=2,
+    )
+
+
+def _extract_specs(flow: Flow, pools: Pools) -> Iterator[tuple[ExtractSpec, Any]]:
+    """Each pool with the frames that nobody after it reads: the last consumer drops them."""
+    models = {m.label: m for m in flow.models}
+    for i, pool in enumerate(pools.extract):
+        mine = {models[label].input.pixels.key for label in pool.labels}
+        after = {models[label].input.pixels.key for p in pools.extract[i + 1 :] for label in p.labels}
+        chosen = tuple(models[label] for label in pool.labels)
+        yield ExtractSpec(chosen, pool.device, pool.threads, tuple(sorted(mine - after))), pool
+
+
+def _pool(workers: int, num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
+    from ray.data import ActorPoolStrategy
+
+    return {
+        "compute": ActorPoolStrategy(size=workers),
+        "batch_size": 1 if num_gpus else None,
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "num_cpus": num_cpus,
+        **({"num_gpus": num_gpus} if num_gpus else {}),
+        "max_task_retries": 1,
+        "max_restarts": -1,
+    }
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join((lines[-1] if lines else type(error).__name__).split())[:300]

@@ -1,0 +1,185 @@
+"""One driver at a time: only one process plans and publishes a dataset of an output.
+
+A driver puts a claim, waits long enough for a claim of the same second to be visible, and lists: the earliest claim
+(store time, then id) whose driver lives works, the others leave. It lists again before the plan and before each
+publish. A driver lives while its heartbeat changes; one whose process is gone from this very machine is dead at once.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from featlib.errors import StoppedError, TransientError
+from featlib.layout import Keys
+from featlib.storage import Store
+
+BEAT_S = 5.0
+LEASE_S = 30.0
+SETTLE_S = 1.5
+"""S3 stamps whole seconds: two claims of one second are told apart by id, so both must be listed."""
+
+_PUT_TRIES = 5
+"""A store may stamp a claim with the time at which a slow put began; others have settled by then. So it is put anew."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a process runs: enough to say that it is gone."""
+
+    name: str
+    boot: str
+    pid: int
+    started: str
+
+    @classmethod
+    def here(cls) -> "Host":
+        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()))
+
+    def is_dead(self) -> bool:
+        """Whether the process ran on this machine and is gone; False when it cannot be told."""
+        return self.boot == _boot() and self.boot != "" and _started(self.pid) != self.started
+
+
+def _boot() -> str:
+    """This boot of this machine, and its process namespace; empty when the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+class Claim:
+    """This process's claim on a dataset; a context manager that beats and, at the end, gives the claim back.
+
+    Raises:
+        StoppedError: Another driver works on this dataset.
+    """
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys = store, keys
+        self.id = uuid.uuid4().hex[:12]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="featlib-heartbeat", daemon=True)
+        self._claimed_at = 0.0
+
+    def __enter__(self) -> "Claim":
+        body = json.dumps({**vars(Host.here()), "id": self.id}).encode()
+        for _ in range(_PUT_TRIES):
+            self._claimed_at = time.monotonic()
+            self._store.put(self._key("claim"), body)
+            if time.monotonic() - self._claimed_at < SETTLE_S / 2:
+                break
+        self._claimed_at = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2 * BEAT_S)
+        try:
+            self._store.delete([self._key("claim"), self._key("alive")])
+        except TransientError:
+            if error is None:
+                raise
+
+    def _key(self, ending: str, driver: str | None = None) -> str:
+        return f"{self._keys.drivers}/{driver or self.id}.{ending}"
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._stop.is_set():
+            count += 1
+            # A store that is away shows no claims of others either; the next beat tries again.
+            with contextlib.suppress(TransientError):
+                self._store.put(self._key("alive"), str(count).encode())
+            self._stop.wait(BEAT_S)
+
+    def settle(self) -> None:
+        """Waits until competing claims must be visible, then makes sure that this driver is the one that works."""
+        time.sleep(max(0.0, self._claimed_at + SETTLE_S - time.monotonic()))
+        for driver in self._earlier():
+            self._outlive(driver)
+
+    def check(self) -> None:
+        """Makes sure, without waiting, that no earlier claim has turned up."""
+        earlier = self._earlier()
+        if earlier:
+            raise self._other(earlier[0])
+
+    def _earlier(self) -> list[str]:
+        claims = [o for o in self._store.list(self._keys.drivers) if o.key.endswith(".claim")]
+        order = sorted((o.modified, o.key.rpartition("/")[2].removesuffix(".claim")) for o in claims)
+        ids = [driver for _, driver in order]
+        if self.id not in ids:
+            raise StoppedError(
+                f"the claim of this driver ({self.id}) is gone from {self._store.url}: another driver took over; "
+                "run the same command again if none works"
+            )
+        return [driver for driver in ids[: ids.index(self.id)] if not self._is_dead(driver)]
+
+    def _is_dead(self, driver: str) -> bool:
+        try:
+            body = json.loads(self._store.get(self._key("claim", driver)))
+            host = Host(body["name"], body["boot"], body["pid"], body["started"])
+        except FileNotFoundError:
+            return True
+        except (ValueError, KeyError, TypeError):
+            return False
+        if host.is_dead():
+            self._bury(driver)
+            return True
+        return False
+
+    def _outlive(self, driver: str) -> None:
+        """Waits for a sign of life of another driver; without one within the lease it is dead."""
+        before = self._pulse(driver)
+        deadline = time.monotonic() + LEASE_S
+        while time.monotonic() < deadline:
+            self._stop.wait(1.0)
+            if self._pulse(driver) != before or driver not in self._earlier():
+                break
+        else:
+            self._bury(driver)
+            return
+        if driver in self._earlier():
+            raise self._other(driver)
+
+    def _pulse(self, driver: str) -> bytes:
+        try:
+            return self._store.get(self._key("alive", driver))
+        except FileNotFoundError:
+            return b""
+
+    def _bury(self, driver: str) -> None:
+        self._store.delete([self._key("claim", driver), self._key("alive", driver)])
+
+    def _other(self, driver: str) -> StoppedError:
+        try:
+            body = json.loads(self._store.get(self._key("claim", driver)))
+            where = f" (pid {body['pid']} on {body['name']})"
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            where = ""
+        return StoppedError(
+            f"driver {driver}{where} is at work on dataset {self._keys.dataset} in {self._store.url}; "
+            "wait until it ends, then run the same command again"
+        )

@@ -1,0 +1,116 @@
+"""The main job: manifest -> plan -> decode -> extract -> stage -> publish, resumable at every point."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featlib import partition
+from featlib.backlog import Backlog
+from featlib.config import ExtractConfig
+from featlib.drivers import Claim
+from featlib.layout import Keys
+from featlib.ledger import Ledger, Rows, changed_rows
+from featlib.manifest import read_manifest
+from featlib.plan import Plan, PlanItems, grow, read_plan
+from featlib.progress import Reporter, SilentReporter
+from featlib.publisher import remove_history
+from featlib.run import Run, Task
+from featlib.shards.publish import Event
+from featlib.shards.schema import Provenance, to_json
+from featlib.storage import Store, StoreOptions
+from featlib.summary import Summary
+
+if TYPE_CHECKING:
+    from featlib.extractors.resolve import ResolvedModel
+
+__all__ = ["Summary", "extract"]
+
+
+def extract(
+    config: ExtractConfig, *, reporter: Reporter | None = None, on_event: Event = lambda name, what: None
+) -> Summary:
+    """Runs the job that ``featlib extract`` runs; a repeated call goes on where the last one stopped.
+
+    Args:
+        on_event: Called in this process with the name of what has just happened (``plan_written``, ``unit_staged``,
+            ``features_put``, ``outcomes_put``, ``shard_published``, ``before_summary``) and to what it happened.
+
+    Raises:
+        ConfigError: The configuration or the manifest is wrong; nothing was read from the media.
+        StoppedError: The job cannot go on now; the same call goes on later.
+    """
+    from featlib.extractors.resolve import resolve
+
+    options = StoreOptions(config.endpoint_url, config.anon)
+    store, keys = Store(config.output, options), Keys(config.dataset)
+    with reporter or SilentReporter() as shown:
+        shown.stage("reading weights")
+        models = tuple(resolve(model, options) for model in config.models)
+        provenance = {m.label: partition.provenance(config.dataset, m) for m in models}
+        partition.check(store, keys, provenance)
+        with Claim(store, keys) as claim:
+            shown.stage("reading the manifest")
+            claim.settle()
+            partition.check(store, keys, provenance)  # again: a driver that ended meanwhile may have registered
+            plan, selected = _plan(config, store, keys, options)
+            on_event("plan_written", str(len(plan.ids)))
+            partition.register(store, keys, provenance)
+            remove_history(store, keys, list(provenance))
+            task = _task(config, store, keys, models, provenance, plan, selected)
+            run = Run(task, claim, shown, on_event)
+            if task.backlog.num_items:
+                run.work()
+            on_event("before_summary", config.dataset)
+            summary = _summary(task, run, selected)
+            if summary.did_work:
+                store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
+            return summary
+
+
+def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions) -> tuple[Plan, Rows]:
+    batches = read_manifest(config.manifest, uri_column=config.uri_column, limit=config.limit, options=options)
+    return grow(store, keys, read_plan(store, keys), batches, config.shard_items)
+
+
+def _task(
+    config: ExtractConfig,
+    store: Store,
+    keys: Keys,
+    models: "tuple[ResolvedModel, ...]",
+    provenance: Mapping[str, Provenance],
+    plan: Plan,
+    selected: Rows,
+) -> Task:
+    """Plan minus published: what this run has to do."""
+    ledger = Ledger(plan, list(provenance))
+    ledger.load(store, keys)
+    replaced: dict[int, str] = {}
+    if config.changed:
+        for label in ledger.labels:
+            replaced.update(changed_rows(store, keys, plan, label, store.options))
+    again = np.zeros(len(selected), dtype=bool)
+    again[list(replaced)] = True
+    needs = {
+        label: selected & (~ledger.done(label, retry_failed=config.retry_failed) | again) for label in ledger.labels
+    }
+    backlog = Backlog(plan, needs, {label: p.fingerprint for label, p in provenance.items()})
+    items = PlanItems(store, plan)
+    return Task(config, store, keys, models, provenance, items, backlog, ledger, frozenset(replaced.values()))
+
+
+def _summary(task: Task, run: Run, selected: Rows) -> Summary:
+    ledger, keys, url = task.ledger, task.keys, task.store.url
+    return Summary(
+        dataset=task.config.dataset,
+        media={name or "open": n for name, n in ledger.status_counts(selected).items() if n},
+        classes=dict(ledger.class_counts(selected)),
+        rows={label: ledger.num_rows(label) for label in ledger.labels},
+        features={label: f"{url}/{keys.features(label)}" for label in ledger.labels},
+        outcomes={label: f"{url}/{keys.outcomes(label)}" for label in ledger.labels},
+        max_failed=task.config.max_failed,
+        frames_decoded=run.frames_decoded,
+        seconds=run.seconds,
+        pools=run.pools,
+        did_work=bool(task.backlog.num_items),
+    )

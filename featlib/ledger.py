@@ -1,0 +1,119 @@
+"""What is done: the published outcomes of the models of a job, item by item of the plan."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from featlib.errors import MediaError
+from featlib.layout import Keys, PartName
+from featlib.plan import Plan, digest, shard_rows
+from featlib.storage import Store, StoreOptions, stat_media
+
+STATUSES = ("", "ok", "skipped", "partial", "failed")
+_CODE = {status: code for code, status in enumerate(STATUSES)}
+_READERS = 16
+
+Rows = npt.NDArray[np.bool_]
+
+
+class Ledger:
+    """The status of every item of a plan under every model, a byte each, and why the bad ones are bad."""
+
+    def __init__(self, plan: Plan, labels: Sequence[str]) -> None:
+        self._plan = plan
+        self._codes = {label: np.zeros(len(plan.ids), dtype=np.int8) for label in labels}
+        self._classes: dict[tuple[str, int], str] = {}
+        self._num_rows: dict[tuple[str, int], int] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self._codes)
+
+    def load(self, store: Store, keys: Keys) -> None:
+        """Reads every outcomes object of every label."""
+        jobs = [(label, o.key) for label in self.labels for o in store.list(keys.outcomes(label))]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for (label, key), columns in zip(jobs, pool.map(lambda job: _read(store, job[1]), jobs), strict=True):
+                name = PartName.parse(key)
+                if name is not None:
+                    self.record(label, name.shard, columns)
+
+    def record(self, label: str, shard: int, outcomes: Mapping[str, Sequence[object]]) -> None:
+        """Takes the columns media_id, status, error_class and num_rows of the outcomes object of a shard."""
+        rows = shard_rows(self._plan, shard)
+        for media_id, status, reason in zip(
+            outcomes["media_id"], outcomes["status"], outcomes["error_class"], strict=True
+        ):
+            row = rows.get(digest(str(media_id)))
+            if row is not None:
+                self._codes[label][row] = _CODE[str(status)]
+                self._classes.pop((label, row), None)
+                if reason and status != "skipped":
+                    self._classes[label, row] = str(reason)
+        self._num_rows[label, shard] = sum(int(str(n or 0)) for n in outcomes["num_rows"])
+
+    def num_rows(self, label: str) -> int:
+        """Rows that are published under a label."""
+        return sum(n for (mine, _), n in self._num_rows.items() if mine == label)
+
+    def done(self, label: str, *, retry_failed: bool) -> Rows:
+        """Which items need nothing more; failed ones do when ``retry_failed``."""
+        codes = self._codes[label]
+        done: Rows = codes > 0
+        return done & (codes != _CODE["failed"]) if retry_failed else done
+
+    def status_counts(self, selected: Rows) -> Counter[str]:
+        """Media by their worst status over all models; an item skipped by some models counts as the rest says."""
+        if not self._codes:
+            return Counter()
+        codes = np.stack([c[selected] for c in self._codes.values()])
+        order = np.where(codes == _CODE["skipped"], 0, codes)
+        worst = np.where((codes == _CODE["skipped"]).all(axis=0), _CODE["skipped"], order.max(axis=0))
+        worst = np.where((codes == 0).any(axis=0), 0, worst)
+        return Counter({STATUSES[code]: int((worst == code).sum()) for code in np.unique(worst)})
+
+    def class_counts(self, selected: Rows) -> Counter[str]:
+        """Failed and partial media by the class of what went wrong."""
+        return Counter(
+            reason for _, reason in {(row, reason) for (_, row), reason in self._classes.items() if selected[row]}
+        )
+
+
+def _read(store: Store, key: str) -> dict[str, list[object]]:
+    table = pq.read_table(
+        io.BytesIO(store.get(key)), columns=["media_id", "status", "error_class", "num_rows"], use_threads=False
+    )
+    columns: dict[str, list[object]] = table.to_pydict()
+    return columns
+
+
+def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: StoreOptions) -> Iterator[tuple[int, str]]:
+    """Row and id of published items whose media has another size or etag now than when it was read.
+
+    A media file that is gone or cannot be asked is not "changed": what was made of it stays.
+    """
+    for info in store.list(keys.outcomes(label)):
+        columns = ["media_id", "uri", "status", "size", "etag"]
+        table = pq.read_table(io.BytesIO(store.get(info.key)), columns=columns)
+        records = [r for r in table.to_pylist() if r["etag"] is not None or r["size"] is not None]
+        with ThreadPoolExecutor(_READERS) as pool:
+            moved = list(pool.map(lambda record: _has_changed(record, options), records))
+        name = PartName.parse(info.key)
+        rows = shard_rows(plan, name.shard) if name else {}
+        for record, has_moved in zip(records, moved, strict=True):
+            row = rows.get(digest(record["media_id"]))
+            if has_moved and row is not None:
+                yield row, record["media_id"]
+
+
+def _has_changed(record: Mapping[str, object], options: StoreOptions) -> bool:
+    try:
+        now = stat_media(str(record["uri"]), options)
+    except MediaError:
+        return False
+    return (now.size, now.etag) != (record["size"], record["etag"])

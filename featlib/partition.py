@@ -1,0 +1,115 @@
+"""One fingerprint a partition: what made a label's features is written down, and another is refused."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+import featlib
+from featlib.config import fingerprint
+from featlib.errors import ConfigError
+from featlib.layout import Keys
+from featlib.shards.schema import Provenance, read_footer, to_json
+from featlib.storage import Store, redact
+
+if TYPE_CHECKING:
+    from featlib.extractors.resolve import ResolvedModel
+
+_PACKAGES = ("torch", "torchvision", "av", "pyarrow", "ray")
+
+
+def provenance(dataset: str, model: "ResolvedModel") -> Provenance:
+    """What makes the features of one model in one dataset."""
+    semantics = model.semantics()
+    record = {"weights_source": redact(model.weights_source), "featlib": featlib.__version__}
+    for package in _PACKAGES:
+        try:
+            record[package] = version(package)
+        except PackageNotFoundError:
+            record[package] = "absent"
+    return Provenance(dataset, model.label, fingerprint(semantics), semantics, record)
+
+
+def check(store: Store, keys: Keys, wanted: Mapping[str, Provenance]) -> None:
+    """Refuses a label whose partition was made with other settings.
+
+    Raises:
+        ConfigError: Names the setting that differs and both ways out.
+    """
+    for label, mine in wanted.items():
+        theirs = registered(store, keys, label)
+        if theirs is None or fingerprint(theirs) == mine.fingerprint or not _has_objects(store, keys, label):
+            continue
+        names = sorted(n for n in {*theirs, *mine.semantics} if theirs.get(n) != mine.semantics.get(n))
+        differs = "; ".join(f"{n} was {theirs.get(n)}, is now {mine.semantics.get(n)}" for n in names)
+        raise ConfigError(
+            f"model={label} of dataset {keys.dataset} was made with other settings ({differs}); use another label "
+            f"(--model NEWLABEL=...) or remove the partition (featlib drop --output {redact(store.url)} "
+            f"--dataset {keys.dataset} --model {label})"
+        )
+
+
+def registered(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
+    """The settings that a partition was made with; None when there is no such partition."""
+    try:
+        settings: dict[str, str] = json.loads(store.get(keys.model(label)))["semantics"]
+    except FileNotFoundError:
+        return _from_shard(store, keys, label)
+    return settings
+
+
+def _has_objects(store: Store, keys: Keys, label: str) -> bool:
+    """Whether anything was published or staged for a label."""
+    from featlib.shards.staging import list_pieces
+
+    if store.list(keys.outcomes(label)) or store.list(keys.features(label)):
+        return True
+    return any(label in p.fingerprints for pieces in list_pieces(store, keys).values() for p in pieces)
+
+
+def _from_shard(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
+    """From a shard's footer: the features stand even where somebody removed ``_featlib``."""
+    for folder in (keys.outcomes(label), keys.features(label)):
+        for info in store.list(folder)[:1]:
+            with store.open(info.key) as file:
+                footer = read_footer(pq.ParquetFile(file).schema_arrow.metadata)
+            settings: dict[str, str] = json.loads(footer["featlib.semantics"])
+            return settings
+    return None
+
+
+def register(store: Store, keys: Keys, wanted: Mapping[str, Provenance]) -> None:
+    """Writes down the settings of labels that have none yet, or only those of a run that made nothing."""
+    for label, mine in wanted.items():
+        theirs = registered(store, keys, label)
+        if theirs is None or fingerprint(theirs) != mine.fingerprint or store.stat(keys.model(label)) is None:
+            body = {"fingerprint": mine.fingerprint, "semantics": dict(mine.semantics), "record": dict(mine.record)}
+            store.put(keys.model(label), to_json(body).encode())
+
+
+def drop(store: Store, keys: Keys, label: str) -> int:
+    """Removes a partition: features, outcomes, what is staged and what was written down of it.
+
+    Features go first: a reader then finds outcomes without rows, never rows of unknown origin. The plan of the
+    dataset goes with its last partition.
+
+    Returns:
+        Number of objects removed.
+    """
+    from featlib.shards.staging import list_pieces
+
+    gone = [o.key for o in store.list(keys.features(label))]
+    gone += [o.key for o in store.list(keys.outcomes(label))]
+    for pieces in list_pieces(store, keys).values():
+        gone += [p.key for p in pieces if label in p.fingerprints]
+    if store.stat(keys.model(label)) is not None:
+        gone.append(keys.model(label))
+    for key in gone:
+        store.delete([key])
+    if not store.list(f"outcomes/dataset={keys.dataset}") and not store.list(f"{keys.own}/models"):
+        rest = [o.key for o in store.list(keys.own) if not o.key.startswith(keys.drivers)]
+        store.delete(rest)
+        gone += rest
+    return len(gone)

@@ -1,0 +1,370 @@
+"""What there is to do: shards of media items, written down once, and the work units that are still open.
+
+A plan belongs to a dataset and is shared by all its models. It grows by generations: immutable objects, each a table
+of new items in feed order, cut into shards of consecutive items. Nothing in it depends on the number of workers.
+
+A million items cost about 40 MB here: ids are held as 16-byte digests, and items are read back by row group.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featlib.errors import ConfigError, StoppedError
+from featlib.items import PlanItem
+from featlib.layout import Keys
+from featlib.manifest import IMAGE_ENDINGS
+from featlib.storage import Store
+
+PLAN = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("media_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("size", pa.int64()),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("manifest", pa.string()),
+    ]
+)
+_ITEM_COLUMNS = PLAN.names[1:]
+_ROW_GROUP = 8192
+_DIGEST = 16
+_BYTES_A_UNIT = 2 << 20
+_UNKNOWN_SIZE = _BYTES_A_UNIT // 2
+
+Digests = npt.NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One immutable object of the plan."""
+
+    key: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All generations of a dataset, item by item in feed order.
+
+    Args:
+        ids: Digest of each media id.
+        identities: Digest of each item's URI and range.
+        shards: Shard of each item; never decreases.
+    """
+
+    generations: tuple[Generation, ...]
+    ids: Digests
+    identities: Digests
+    shards: npt.NDArray[np.int32]
+
+    @property
+    def next_shard(self) -> int:
+        return int(self.shards[-1]) + 1 if len(self.shards) else 0
+
+    def rows_of(self, shard: int) -> range:
+        """Rows of the items of a shard."""
+        return range(*(int(np.searchsorted(self.shards, shard, side)) for side in ("left", "right")))
+
+
+@dataclass(frozen=True)
+class UnitItem:
+    """One item of a work unit. ``attempt`` counts from 1 within a run."""
+
+    media_id: str
+    uri: str
+    start_s: float | None = None
+    end_s: float | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The work of one Ray row: some whole items of one shard, or segment ``k`` of ``n`` of one long item."""
+
+    shard: int
+    labels: tuple[str, ...]
+    items: tuple[UnitItem, ...]
+    k: int = 0
+    n: int = 0
+
+
+UNITS = pa.schema(
+    [
+        pa.field("seq", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("k", pa.int32(), nullable=False),
+        pa.field("n", pa.int32(), nullable=False),
+        pa.field(
+            "items",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("media_id", pa.string()),
+                        pa.field("uri", pa.string()),
+                        pa.field("start_s", pa.float64()),
+                        pa.field("end_s", pa.float64()),
+                        pa.field("attempt", pa.int32()),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that stand for ``text`` in memory; without trailing NULs, as numpy gives them back."""
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST).digest().rstrip(b"\0")
+
+
+def digests(texts: Iterable[str]) -> Digests:
+    """Digests of ``texts`` as an array that sorts and compares bytewise."""
+    return np.array([digest(t) for t in texts], dtype=f"S{_DIGEST}")
+
+
+def _identity(uri: str, start_s: float | None, end_s: float | None) -> str:
+    return f"{uri}\n{start_s!r}\n{end_s!r}"
+
+
+def _table_digests(table: pa.Table | pa.RecordBatch) -> tuple[Digests, Digests]:
+    uris, starts, ends = (table[name].to_pylist() for name in ("uri", "start_s", "end_s"))
+    identities = (_identity(u, s, e) for u, s, e in zip(uris, starts, ends, strict=True))
+    return digests(table["media_id"].to_pylist()), digests(identities)
+
+
+def empty_plan() -> Plan:
+    """The plan of a dataset that nobody has planned yet."""
+    none = np.array([], dtype=f"S{_DIGEST}")
+    return Plan((), none, none, np.array([], dtype=np.int32))
+
+
+def read_plan(store: Store, keys: Keys) -> Plan:
+    """Reads every generation, row group by row group."""
+    plan = empty_plan()
+    for info in store.list(keys.plan):
+        ids, identities, shards, rows = [plan.ids], [plan.identities], [plan.shards], 0
+        with store.open(info.key) as file:
+            source = pq.ParquetFile(file)
+            for batch in source.iter_batches(_ROW_GROUP, columns=["shard", "media_id", "uri", "start_s", "end_s"]):
+                new_ids, new_identities = _table_digests(batch)
+                ids.append(new_ids)
+                identities.append(new_identities)
+                shards.append(batch["shard"].to_numpy())
+                rows += batch.num_rows
+        plan = Plan(
+            (*plan.generations, Generation(info.key, rows)),
+            np.concatenate(ids),
+            np.concatenate(identities),
+            np.concatenate(shards),
+        )
+    return plan
+
+
+def grow(
+    store: Store, keys: Keys, plan: Plan, batches: Iterable[pa.RecordBatch], shard_items: int
+) -> tuple[Plan, npt.NDArray[np.bool_]]:
+    """Adds the manifest's new items as one generation; gives the plan and which of its items the manifest names.
+
+    The generation is put only after the manifest was read to its end, so a wrong manifest leaves no trace.
+
+    Raises:
+        ConfigError: A known media id comes with another URI or range.
+    """
+    order = np.argsort(plan.ids)
+    known = _Known(plan.ids[order], plan.identities[order], order)
+    selected = np.zeros(len(plan.ids), dtype=bool)
+    ids, identities, count = [plan.ids], [plan.identities], 0
+    with TemporaryDirectory(prefix="featlib-plan-") as folder:
+        path = Path(folder) / "generation"
+        with pq.ParquetWriter(path, PLAN, compression="zstd") as writer:
+            for batch in batches:
+                new_ids, new_identities = _table_digests(batch)
+                rows = known.find(new_ids, new_identities, batch)
+                selected[rows[rows >= 0]] = True
+                new = np.flatnonzero(rows < 0)
+                if not len(new):
+                    continue
+                shards = plan.next_shard + (count + np.arange(len(new))) // shard_items
+                fresh = pa.table(batch.select(_ITEM_COLUMNS)).take(pa.array(new))
+                fresh = fresh.add_column(0, "shard", pa.array(shards.astype(np.int32)))
+                writer.write_table(fresh.cast(PLAN), row_group_size=_ROW_GROUP)
+                ids.append(new_ids[new])
+                identities.append(new_identities[new])
+                count += len(new)
+        if not count:
+            return plan, selected
+        key = f"{keys.plan}/gen-{len(plan.generations):05d}.plan"
+        store.put_file(key, str(path))
+    shards = (plan.next_shard + np.arange(count) // shard_items).astype(np.int32)
+    grown = Plan(
+        (*plan.generations, Generation(key, count)),
+        np.concatenate(ids),
+        np.concatenate(identities),
+        np.concatenate([plan.shards, shards]),
+    )
+    return grown, np.concatenate([selected, np.ones(count, dtype=bool)])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The plan's digests in sorted order, and the row each came from."""
+
+    ids: Digests
+    identities: Digests
+    rows: npt.NDArray[np.intp]
+
+    def find(self, ids: Digests, identities: Digests, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """The plan's row of each id, -1 for a new one."""
+        if not len(self.ids):
+            return np.full(len(ids), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        hit = self.ids[at] == ids
+        moved = np.flatnonzero(hit & (self.identities[at] != identities))
+        if len(moved):
+            row = batch.slice(int(moved[0]), 1).to_pylist()[0]
+            raise ConfigError(
+                f"{row['source']}: row {row['row']}: media_id {row['media_id']!r} is already planned in this dataset "
+                f"with another uri or range (now {row['uri']!r}); give it another id or use another --dataset"
+            )
+        return np.where(hit, self.rows[at], -1)
+
+
+def shard_rows(plan: Plan, shard: int) -> dict[bytes, int]:
+    """The plan's row of each item of a shard, by the digest of its id."""
+    rows = plan.rows_of(shard)
+    return dict(zip(plan.ids[rows.start : rows.stop].tolist(), rows, strict=True))
+
+
+class PlanItems:
+    """Reads items of a plan back, by shard; holds the row groups of one shard's neighbourhood only."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self._store, self._plan = store, plan
+        self._cached: _Rows | None = None
+
+    def shard(self, shard: int) -> list[PlanItem]:
+        """The items of a shard in feed order."""
+        rows = self._plan.rows_of(shard)
+        first = 0
+        for generation in self._plan.generations:
+            if first <= rows.start < first + generation.num_rows:
+                return self._read(generation.key, rows.start - first, len(rows))
+            first += generation.num_rows
+        raise StoppedError(f"shard {shard} is not in the plan; run `featlib verify` on this output")
+
+    def _read(self, key: str, start: int, count: int) -> list[PlanItem]:
+        if self._cached is None or self._cached.key != key or not self._cached.holds(start, count):
+            self._cached = _read_rows(self._store, key, start, count)
+        rows = self._cached.table.slice(start - self._cached.start, count)
+        return [PlanItem(**row) for row in rows.to_pylist()]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Consecutive rows of one generation, whole row groups."""
+
+    key: str
+    start: int
+    table: pa.Table
+
+    def holds(self, start: int, count: int) -> bool:
+        return self.start <= start and start + count <= self.start + self.table.num_rows
+
+
+def _read_rows(store: Store, key: str, start: int, count: int) -> _Rows:
+    with store.open(key) as file:
+        source = pq.ParquetFile(file)
+        sizes = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        first = int(np.searchsorted(starts, start, "right")) - 1
+        last = int(np.searchsorted(starts, start + count - 1, "right")) - 1
+        table = source.read_row_groups(list(range(first, last + 1)), columns=_ITEM_COLUMNS)
+    return _Rows(key, int(starts[first]), table)
+
+
+def units_of_shard(
+    shard: int,
+    items: Sequence[PlanItem],
+    needs: Mapping[str, tuple[str, ...]],
+    segments: Mapping[str, tuple[int, Sequence[int]]],
+    *,
+    unit_items: int,
+) -> Iterator[Unit]:
+    """Cuts what is still to do in a shard into units.
+
+    Args:
+        needs: By media id, the labels that an item still needs; items that are not named need nothing.
+        segments: By media id, ``(n, missing ks)`` of items of which some segments are staged.
+        unit_items: Most items in a unit.
+    """
+    waiting: list[UnitItem] = []
+    labels: tuple[str, ...] = ()
+    cost = 0.0
+    for item in items:
+        wanted = needs.get(item.media_id)
+        if not wanted:
+            continue
+        unit_item = UnitItem(item.media_id, item.uri, item.start_s, item.end_s)
+        if item.media_id in segments:
+            n, missing = segments[item.media_id]
+            yield from (Unit(shard, wanted, (unit_item,), k, n) for k in missing)
+            continue
+        if waiting and (wanted != labels or cost >= 1 or len(waiting) >= unit_items):
+            yield Unit(shard, labels, tuple(waiting))
+            waiting, cost = [], 0.0
+        labels = wanted
+        waiting.append(unit_item)
+        cost += _cost(item, unit_items)
+    if waiting:
+        yield Unit(shard, labels, tuple(waiting))
+
+
+def _cost(item: PlanItem, unit_items: int) -> float:
+    """Share of a unit that an item probably fills."""
+    if PurePosixPath(item.uri).suffix.lower() in IMAGE_ENDINGS:
+        return 1 / unit_items
+    return max((item.size if item.size is not None else _UNKNOWN_SIZE) / _BYTES_A_UNIT, 1 / unit_items)
+
+
+def split_unit(unit: Unit) -> Iterator[Unit]:
+    """The same work, one item a unit, one attempt later: after a unit was lost."""
+    for item in unit.items:
+        later = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt + 1)
+        yield Unit(unit.shard, unit.labels, (later,), unit.k, unit.n)
+
+
+def units_table(units: Sequence[Unit], first_seq: int) -> pa.Table:
+    """Units as rows of ``UNITS``, numbered from ``first_seq``."""
+    rows = [{"seq": first_seq + i, **unit_row(unit)} for i, unit in enumerate(units)]
+    return pa.Table.from_pylist(rows, schema=UNITS)
+
+
+def unit_row(unit: Unit) -> dict[str, Any]:
+    """The unit as a row of ``UNITS``, without its number."""
+    return {
+        "shard": unit.shard,
+        "labels": list(unit.labels),
+        "k": unit.k,
+        "n": unit.n,
+        "items": [vars(item) for item in unit.items],
+    }
+
+
+def unit_from_row(row: Mapping[str, Any]) -> Unit:
+    """The unit in one row of ``UNITS``."""
+    items = tuple(UnitItem(**item) for item in row["items"])
+    return Unit(row["shard"], tuple(row["labels"]), items, row["k"], row["n"])

@@ -1,0 +1,175 @@
+"""How many workers of which kind: arithmetic on what a cluster has. A layout that cannot fit is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from featlib.errors import ConfigError
+from featlib.spec import Kind
+
+TASKS_CPUS = 1.5
+"""Logical CPUs left free for reading the plan, cutting it into tasks, and staging; without them the graph starves."""
+
+_MOST_THREADS = 8
+_OVERSUBSCRIPTION = 4
+_CORES_FOR_SEPARATE = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What Ray may use.
+
+    Args:
+        cpus: Logical CPUs of the cluster; None when featlib starts Ray itself and names the number.
+        cores: Cores of one node.
+    """
+
+    cores: int
+    cpus: float | None = None
+    gpus: int = 0
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of this size that the cluster's CPUs amount to."""
+        return 1 if self.cpus is None else max(1, round(self.cpus / self.cores))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the user fixed; None is derived."""
+
+    decode_workers: int | None = None
+    extract_workers: int | None = None
+    extract_threads: int | None = None
+    layout: Literal["auto", "together", "separate"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class ExtractPool:
+    """One pool of extractor actors, each holding the networks of ``labels``."""
+
+    labels: tuple[str, ...]
+    workers: int
+    device: Literal["cpu", "cuda"]
+    threads: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The actors of one job.
+
+    Args:
+        total_cpus: Logical CPUs that Ray needs for all of them and for its tasks.
+    """
+
+    decode_workers: int
+    decode_cpus: float
+    extract: tuple[ExtractPool, ...]
+    total_cpus: float
+
+    def __str__(self) -> str:
+        pools = ", ".join(
+            f"{p.workers} x [{' '.join(p.labels)}] on {p.device}" + (f" ({p.threads} threads)" * (p.device == "cpu"))
+            for p in self.extract
+        )
+        return f"{self.decode_workers} decode, {pools}"
+
+
+def plan_pools(machine: Machine, sizes: Sizes, kinds: Mapping[str, Kind]) -> Pools:
+    """Divides a machine or cluster among decoding and the networks.
+
+    Args:
+        kinds: By label in the order of the job, whether the model reads frames or clips.
+
+    Raises:
+        ConfigError: What the user fixed cannot run on this machine or cluster.
+    """
+    device = _device(machine, sizes)
+    groups = _groups(machine, sizes, kinds, device)
+    threads = sizes.extract_threads or (1 if device == "cuda" else _threads(machine, len(groups)))
+    workers = _workers(machine, sizes, device, len(groups), threads)
+    cpus_each = 1.0 if device == "cuda" else float(threads)
+    extract_cpus = sum(workers) * cpus_each
+    decode = sizes.decode_workers or _decode_workers(machine, device, extract_cpus)
+    if machine.cpus is not None and cpus_each > machine.cores:
+        raise ConfigError(
+            f"extract_threads ({threads}) must not exceed the {machine.cores} CPUs of the largest node of the Ray "
+            "cluster; lower it"
+        )
+    wanted = extract_cpus + decode
+    scale = _scale(machine, wanted, decode, sum(workers))
+    gpus_each = 1.0 if device == "cuda" else 0.0
+    pools = tuple(
+        ExtractPool(labels, n, device, threads, _round(cpus_each * scale), gpus_each)
+        for labels, n in zip(groups, workers, strict=True)
+    )
+    return Pools(decode, _round(scale), pools, wanted * scale + TASKS_CPUS)
+
+
+def _device(machine: Machine, sizes: Sizes) -> Literal["cpu", "cuda"]:
+    if sizes.device == "cuda" and not machine.gpus:
+        raise ConfigError("--device cuda: the Ray cluster has no GPU; use --device auto or cpu")
+    if sizes.device == "auto":
+        return "cuda" if machine.gpus else "cpu"
+    return sizes.device
+
+
+def _groups(
+    machine: Machine, sizes: Sizes, kinds: Mapping[str, Kind], device: Literal["cpu", "cuda"]
+) -> tuple[tuple[str, ...], ...]:
+    """The labels of each pool. Clip models come first: their frames are the biggest column, and so go first."""
+    by_kind = [tuple(label for label, kind in kinds.items() if kind == k) for k in ("clip", "frame")]
+    groups = tuple(group for group in by_kind if group)
+    room = machine.gpus >= 2 if device == "cuda" else machine.cores >= _CORES_FOR_SEPARATE
+    separate = sizes.layout == "separate" or (sizes.layout == "auto" and room)
+    if not separate or len(groups) == 1:
+        return (tuple(kinds),)
+    if device == "cuda" and machine.gpus < len(groups):
+        raise ConfigError(
+            f"layout separate needs {len(groups)} GPUs, one a pool; the Ray cluster has {machine.gpus}; "
+            "use layout together"
+        )
+    return groups
+
+
+def _threads(machine: Machine, pools: int) -> int:
+    return max(1, min(_MOST_THREADS, machine.cores // pools))
+
+
+def _workers(machine: Machine, sizes: Sizes, device: Literal["cpu", "cuda"], pools: int, threads: int) -> list[int]:
+    total = machine.gpus if device == "cuda" else machine.nodes * max(1, machine.cores // threads)
+    if sizes.extract_workers is not None:
+        if device == "cuda" and sizes.extract_workers * pools > machine.gpus:
+            raise ConfigError(
+                f"extract_workers ({sizes.extract_workers} in each of {pools} pools) must not exceed the "
+                f"{machine.gpus} GPUs of the Ray cluster; lower it"
+            )
+        return [sizes.extract_workers] * pools
+    return [max(1, total // pools + (i < total % pools)) for i in range(pools)]
+
+
+def _decode_workers(machine: Machine, device: Literal["cpu", "cuda"], extract_cpus: float) -> int:
+    if device == "cpu":
+        return machine.nodes * max(1, machine.cores // 2)
+    have = machine.cpus if machine.cpus is not None else machine.cores
+    return max(1, int(have - extract_cpus - TASKS_CPUS))
+
+
+def _scale(machine: Machine, wanted: float, decode: int, extract: int) -> float:
+    """What an actor's logical CPU is worth so that all fit: Ray's CPUs are an accounting, not a partition."""
+    if machine.cpus is None:
+        return 1.0
+    room = machine.cpus - TASKS_CPUS
+    if room <= 0 or wanted > room * _OVERSUBSCRIPTION + _OVERSUBSCRIPTION:
+        raise ConfigError(
+            f"{decode} decode and {extract} extract workers want {wanted + TASKS_CPUS:g} logical CPUs; the Ray cluster "
+            f"has {machine.cpus:g}; lower decode_workers, extract_workers or extract_threads, or add nodes"
+        )
+    return min(1.0, room / wanted)
+
+
+def _round(cpus: float) -> float:
+    return max(0.01, int(cpus * 100) / 100)

@@ -1,0 +1,298 @@
+"""The passes of one run: the graph is walked over what is open until nothing is, and shards are published meanwhile."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from featlib.backlog import Backlog
+from featlib.config import ExtractConfig
+from featlib.drivers import Claim
+from featlib.errors import ConfigError, StoppedError
+from featlib.layout import Keys
+from featlib.ledger import Ledger
+from featlib.plan import UNITS, PlanItems, Unit, UnitItem, split_unit, unit_from_row, units_table
+from featlib.pools import Pools
+from featlib.progress import Reporter
+from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
+from featlib.shards.publish import Event
+from featlib.shards.schema import Provenance
+from featlib.shards.staging import list_pieces, stage
+from featlib.spec import Segment
+from featlib.storage import Store
+from featlib.summary import Seconds
+from featlib.workers import MAX_ATTEMPTS, died_report, finished_entry
+
+if TYPE_CHECKING:
+    from featlib.dataflow import Flow
+    from featlib.extractors.resolve import ResolvedModel
+
+_UNITS_AT_ONCE = 1024
+_MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a run works with: what is asked, what made it, and what is open.
+
+    Args:
+        replaced: Ids of items whose published rows give way to new ones.
+    """
+
+    config: ExtractConfig
+    store: Store
+    keys: Keys
+    models: "tuple[ResolvedModel, ...]"
+    provenance: Mapping[str, Provenance]
+    items: PlanItems
+    backlog: Backlog
+    ledger: Ledger
+    replaced: frozenset[str]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """By label."""
+        return {label: p.fingerprint for label, p in self.provenance.items()}
+
+
+class Run:
+    """One run over a backlog. Results are read in this thread, shards are published in another of this process."""
+
+    def __init__(self, task: Task, claim: Claim, shown: Reporter, on_event: Event) -> None:
+        self._task, self._shown, self._on_event = task, shown, on_event
+        self._id = uuid.uuid4().hex[:10]
+        self._later: list[Unit] = []
+        self._bad: set[str] = set()
+        self._ray: tuple[Flow, Pools] | None = None
+        self._publisher = PublisherThread(
+            ShardPublisher(
+                task.store,
+                task.keys,
+                task.items,
+                task.backlog,
+                task.provenance,
+                task.replaced,
+                task.config.shard_mb * _MB,
+                claim,
+                on_event,
+            ).publish
+        )
+        self.seconds = Seconds()
+        self.frames_decoded = 0
+        self.pools = ""
+
+    def work(self) -> None:
+        """Brings every open item to an outcome and publishes every shard.
+
+        Raises:
+            ConfigError: The layout cannot fit; nothing was read.
+            StoppedError: The run cannot go on; what it staged and published stays.
+        """
+        try:
+            self._work()
+        except ConfigError as error:
+            if self._ray is None:
+                raise
+            raise StoppedError(f"{error}; then run the same command again to go on") from error
+
+    def _work(self) -> None:
+        started = time.monotonic()
+        task = self._task
+        with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
+            units = _UnitsFile(Path(folder) / "units-0")
+            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=task.config.unit_items))
+            ready = task.backlog.ready_shards()
+            if ready:
+                self._shown.stage("publishing what was staged before")
+            for shard in ready:
+                self._publisher.put(shard)
+            self._shown.begin(task.backlog.open_items)
+            number = 0
+            while units.num_units or not self._all_published():
+                if units.num_units:
+                    self._pass(units, number)
+                number += 1
+                later, self._later = self._later, []
+                units = _UnitsFile(Path(folder) / f"units-{number}")
+                units.write(iter(later))
+        self._clean()
+        self.seconds.wall = time.monotonic() - started
+
+    def _all_published(self) -> bool:
+        """Waits for the publisher; False when what it did gave new work."""
+        self._settle(self._publisher.wait())
+        return not self._later
+
+    def _pass(self, units: "_UnitsFile", number: int) -> None:
+        """One walk of the graph over ``units``; what it leaves open goes to ``self._later``."""
+        from featlib.dataflow import results
+
+        flow, pools = self._start()
+        flow = replace(flow, run=f"{self._id}-{number}")
+        task = self._task
+        key = f"{task.keys.units}/{flow.run}.units"
+        task.store.put_file(key, str(units.path))
+        self._shown.stage("extracting")
+        seen = np.zeros(units.num_units, dtype=bool)
+        for row in results(flow, pools, key, units.num_units):
+            if not seen[row["seq"]]:
+                seen[row["seq"]] = True
+                self._take(row)
+        for unit in units.read(~seen):
+            self._lost(unit, flow.run)
+        task.store.delete([key])
+
+    def _start(self) -> "tuple[Flow, Pools]":
+        """Connects Ray and reads the weights for shipping: once, and only when there is something to decode."""
+        if self._ray is None:
+            started = time.monotonic()
+            self._shown.stage("starting Ray")
+            pools = _pools(self._task)
+            self._ray = _flow(self._task, self._id), pools
+            self.pools = str(pools)
+            self.seconds.workers["decode"] = pools.decode_workers
+            for pool in pools.extract:
+                self.seconds.workers.update({f"extract {label}": pool.workers for label in pool.labels})
+            self.seconds.start = time.monotonic() - started
+        return self._ray
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        """Takes the result of one unit."""
+        stats = json.loads(row["stats"])
+        if "fatal" in stats:
+            raise StoppedError(stats["fatal"])
+        self.seconds.add(stats)
+        self.frames_decoded += int(stats["frames_decoded"])
+        self._later.extend(unit_from_row(u) for u in json.loads(row["later"]))
+        finished = json.loads(row["finished"])
+        if finished:
+            self._on_event("unit_staged", str(row["seq"]))
+        self._finish(row["shard"], finished)
+        self._settle(self._publisher.take())
+
+    def _finish(self, shard: int, finished: Sequence[Sequence[Any]]) -> None:
+        backlog = self._task.backlog
+        before = backlog.open_items
+        ready = backlog.finish(shard, finished)
+        models = [m for *_, by_label in finished for m in by_label.values()]
+        bad = {m for m, *_, by in finished if any(s in ("failed", "partial") for s, _, _ in by.values())}
+        new = bad - self._bad  # segments of one long item report one by one
+        self._bad |= new
+        self._shown.advance(before - backlog.open_items, sum(rows for _, _, rows in models), len(new))
+        if ready:
+            self._publisher.put(shard)
+
+    def _settle(self, published: Iterable[Published]) -> None:
+        """Takes what the publisher did."""
+        for result in published:
+            if result.again:
+                ids = [item.media_id for unit in result.again for item in unit.items]
+                self._task.backlog.reopen(result.shard, ids)
+                self._later.extend(result.again)
+            else:
+                for label, outcomes in result.outcomes.items():
+                    self._task.ledger.record(label, result.shard, outcomes)
+                self._task.backlog.close(result.shard)
+
+    def _lost(self, unit: Unit, run: str) -> None:
+        """A unit whose worker died: its items are tried alone, and at last the loss is their outcome."""
+        for alone in split_unit(unit):
+            item = alone.items[0]
+            if item.attempt <= MAX_ATTEMPTS:
+                self._later.append(alone)
+                continue
+            tried = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt - 1)
+            report = died_report(tried, unit.labels, Segment(unit.k, unit.n))
+            stage(
+                self._task.store,
+                self._task.keys,
+                shard=unit.shard,
+                unit=f"{run}-died-{item.media_id[:64]}-{unit.k}",
+                rows=(),
+                reports=[report],
+                fingerprints=self._task.fingerprints,
+            )
+            self._finish(unit.shard, [finished_entry(report)])
+
+    def _clean(self) -> None:
+        """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
+        task = self._task
+        task.store.delete([o.key for o in task.store.list(task.keys.units)])
+        staged = list_pieces(task.store, task.keys)
+        done = [p.key for s in task.backlog.shards for p in staged.get(s, ()) if is_spent(p, task.provenance)]
+        task.store.delete(done)
+        task.store.sweep_temporary()
+
+
+def _pools(task: Task) -> Pools:
+    from featlib.dataflow import join_or_start
+    from featlib.pools import Sizes
+
+    c = task.config
+    return join_or_start(
+        c.ray_address,
+        Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device),
+        {m.label: m.input.kind for m in task.models},
+        local_output=task.store.url if task.store.is_local else None,
+        object_store_mb=c.object_store_mb,
+    )
+
+
+def _flow(task: Task, run: str) -> "Flow":
+    from featlib.dataflow import Flow, ship
+    from featlib.extractors.weights import payload, release_payloads
+    from featlib.media import Limits
+
+    config = task.config
+    limits = Limits(
+        unit_bytes=config.unit_mb * _MB,
+        memory_bytes=config.decode_memory_mb * _MB,
+        stall_s=config.decode_stall_s,
+        deadline_s=config.decode_deadline_s,
+    )
+    weights = {m.label: ship(payload(m, task.store.options)) for m in task.models}
+    release_payloads()
+    return Flow(
+        output=task.store.url,
+        store_options=task.store.options,
+        dataset=config.dataset,
+        run=run,
+        models=task.models,
+        weights=weights,
+        fingerprints=task.fingerprints,
+        wants=tuple(m.want for m in task.models),
+        limits=limits,
+    )
+
+
+class _UnitsFile:
+    """The units of a pass in a local Parquet file, written as a stream and numbered from 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_units = 0
+
+    def write(self, units: Iterator[Unit]) -> None:
+        """Writes all units."""
+        with pq.ParquetWriter(self.path, UNITS) as writer:
+            while batch := list(islice(units, _UNITS_AT_ONCE)):
+                writer.write_table(units_table(batch, self.num_units))
+                self.num_units += len(batch)
+
+    def read(self, wanted: npt.NDArray[np.bool_]) -> Iterator[Unit]:
+        """The units whose number is wanted."""
+        if not wanted.any():
+            return
+        for batch in pq.ParquetFile(self.path).iter_batches():
+            for row in batch.to_pylist():
+                if wanted[row["seq"]]:
+                    yield unit_from_row(row)

@@ -1,0 +1,261 @@
+"""What the actors do, without Ray: a unit comes in as an Arrow table of one row and goes out as one.
+
+Every worker is built from plain values and called with a block, so each is tested by calling it.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from featlib.items import ItemReport, ModelReport
+from featlib.layout import Keys
+from featlib.plan import Unit, UnitItem, unit_from_row, unit_row
+from featlib.shards.staging import feature_rows, stage
+from featlib.spec import Decoded, MediaFacts, MediaItem, Segment, Status, Want
+from featlib.storage import Store, StoreOptions
+from featlib.unit import (
+    UnitBuilder,
+    clips_of,
+    features_of,
+    frame_index,
+    frames_of,
+    json_column,
+    reports_of,
+    with_features,
+    without_frames,
+)
+
+if TYPE_CHECKING:
+    from featlib.extractors.resolve import ResolvedModel
+    from featlib.media import Limits
+
+MAX_ATTEMPTS = 3
+"""Tries of an item within one run, after which what went wrong is its outcome."""
+
+RESULT = pa.schema(
+    [
+        pa.field("seq", pa.int64()),
+        pa.field("shard", pa.int32()),
+        pa.field("finished", pa.string()),
+        pa.field("later", pa.string()),
+        pa.field("stats", pa.string()),
+    ]
+)
+"""What comes back to the driver of a unit: ``finished`` is ``[media_id, k, n, {label: [status, class, rows]}]`` a
+report, ``later`` the units that must follow."""
+
+
+class DecodeWorker:
+    """Decodes the items of a unit, once each, for all models; a bad item becomes a report.
+
+    Args:
+        wants: What each model wants, by label.
+    """
+
+    def __init__(self, wants: Sequence[Want], limits: "Limits", store_options: StoreOptions) -> None:
+        from featlib.media import DecodeProcess
+
+        self._wants = {want.label: want for want in wants}
+        self._specs = {want.label: want.pixels.key for want in wants}
+        self._limits = limits
+        self._process = DecodeProcess(limits, store_options)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        row = block.to_pylist()[0]
+        unit = unit_from_row(row)
+        builder = UnitBuilder(row["seq"], unit.shard, self._specs)
+        later: list[Unit] = []
+        started = time.perf_counter()
+        for place, item in enumerate(unit.items):
+            if builder.nbytes >= self._limits.unit_bytes:
+                later.extend(replace(unit, items=(rest,)) for rest in unit.items[place:])
+                break
+            self._take(unit, item, builder, later)
+        frames = sum(r.facts.frames_decoded for r in builder.reports)
+        stats = {"decode_s": time.perf_counter() - started, "frames_decoded": float(frames)}
+        return builder.row([unit_row(u) for u in later], stats)
+
+    def _take(self, unit: Unit, item: UnitItem, builder: UnitBuilder, later: list[Unit]) -> None:
+        wants = tuple(self._wants[label] for label in unit.labels)
+        media = MediaItem(item.media_id, item.uri, item.start_s, item.end_s)
+        decoded = self._process.decode(media, wants, Segment(unit.k, unit.n))
+        if decoded.status == "failed" and decoded.retryable and item.attempt < MAX_ATTEMPTS:
+            later.append(replace(unit, items=(replace(item, attempt=item.attempt + 1),)))
+            return
+        builder.add(_item_report(item, decoded, unit.labels), decoded)
+        segment = decoded.segment
+        if unit.n == 0 and segment.n > 1:
+            later.extend(Unit(unit.shard, unit.labels, (item,), k, segment.n) for k in range(1, segment.n))
+
+
+def _item_report(item: UnitItem, decoded: Decoded, labels: Sequence[str]) -> ItemReport:
+    shared = ModelReport(
+        decoded.status,
+        error_class=decoded.error_class,
+        error_message=decoded.error_message,
+        retryable=decoded.retryable,
+    )
+    skipped = ModelReport(
+        "skipped",
+        error_class="image_under_clip_model",
+        error_message="an image has no motion; a model of clips has no use for it",
+    )
+    empty = {
+        label: ModelReport("failed", error_class=error_class, error_message=message)
+        for label, (error_class, message) in decoded.label_errors.items()
+    }
+    segment = decoded.segment if decoded.segment.n else Segment(0, 1)
+    models = {label: skipped if label in decoded.skipped_labels else empty.get(label, shared) for label in labels}
+    return ItemReport(item.media_id, item.uri, segment, decoded.facts, item.attempt, time.time(), models)
+
+
+@dataclass(frozen=True)
+class ExtractSpec:
+    """The networks of one pool, and which frames are dropped once they have run.
+
+    Args:
+        drop: Keys of preprocessings that no later pool reads.
+    """
+
+    models: tuple["ResolvedModel", ...]
+    device: str
+    threads: int
+    drop: tuple[str, ...]
+
+
+class ExtractWorker:
+    """Runs the networks of one pool over a unit and adds their features."""
+
+    def __init__(self, spec: ExtractSpec, payloads: Mapping[str, Any]) -> None:
+        from featlib.inference import Engine
+
+        self._spec = spec
+        self._engines: dict[str, Engine] = {
+            model.label: Engine(
+                model, payloads[model.label], device=spec.device, threads=spec.threads, batch_size=model.batch_size
+            )
+            for model in spec.models
+        }
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        stats = json_column(row, "stats")
+        for model in self._spec.models:
+            started = time.perf_counter()
+            row, fatal = self._run(row, model)
+            if fatal:
+                stats["fatal"] = fatal
+            stats[f"extract_s.{model.label}"] = time.perf_counter() - started
+        place = row.column_names.index("stats")
+        row = row.set_column(place, "stats", pa.array([json.dumps(stats)], pa.string()))
+        return without_frames(row, self._spec.drop)
+
+    def _run(self, row: pa.Table, model: "ResolvedModel") -> tuple[pa.Table, str]:
+        """The unit with one model's features; or, when no unit would fare better, without, and what stops the job."""
+        from torch import OutOfMemoryError
+
+        engine = self._engines[model.label]
+        frames = frames_of(row, model.input.pixels.key)
+        clips = clips_of(row, model.label)
+        if frames is None or not len(clips):
+            return with_features(row, model.label, np.empty((0, 0), np.float32), engine.feature_shape, {}), ""
+        try:
+            features, errors = engine.run(frames, frame_index(clips))
+        except OutOfMemoryError as error:
+            reason = " ".join(str(error).split())[:160]
+            message = f"{model.label}: the device has too little memory ({reason}); lower --batch-size {model.label}=N"
+            nothing = np.zeros((len(clips), 1), np.float32)
+            return with_features(row, model.label, nothing, engine.feature_shape, {}), message
+        return with_features(row, model.label, features, engine.feature_shape, errors), ""
+
+
+class StageWorker:
+    """Puts one staged piece a unit and tells the driver what is in it."""
+
+    def __init__(
+        self, output: str, store_options: StoreOptions, dataset: str, run: str, fingerprints: Mapping[str, str]
+    ) -> None:
+        self._store = Store(output, store_options)
+        self._keys = Keys(dataset)
+        self._run = run
+        self._fingerprints = dict(fingerprints)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        seq, shard = row["seq"][0].as_py(), row["shard"][0].as_py()
+        reports, tables = ([], []) if "fatal" in json_column(row, "stats") else self._rows(row)
+        if reports:
+            stage(
+                self._store,
+                self._keys,
+                shard=shard,
+                unit=f"{self._run}-{seq:08d}",
+                rows=tables,
+                reports=reports,
+                fingerprints=self._fingerprints,
+            )
+        stats = {**json_column(row, "stats"), "stage_s": time.perf_counter() - started}
+        finished = [finished_entry(r) for r in reports]
+        values = [seq, shard, json.dumps(finished), row["later"][0].as_py(), json.dumps(stats)]
+        return pa.table([pa.array([v], f.type) for v, f in zip(values, RESULT, strict=True)], schema=RESULT)
+
+    def _rows(self, row: pa.Table) -> tuple[list[ItemReport], list[pa.Table]]:
+        reports = reports_of(row)
+        ids, uris = [r.media_id for r in reports], [r.uri for r in reports]
+        tables = []
+        for label in self._fingerprints:
+            clips = clips_of(row, label)
+            features, shape, errors = features_of(row, label)
+            reports = [_with_rows(r, label, i, clips, errors) for i, r in enumerate(reports)]
+            if len(clips):
+                table = feature_rows(label, ids, uris, clips, features, shape)
+                tables.append(_without_rows(table, errors))
+        return reports, tables
+
+
+def _without_rows(table: pa.Table, errors: Mapping[int, str]) -> pa.Table:
+    if not errors:
+        return table
+    keep = np.ones(table.num_rows, dtype=bool)
+    keep[list(errors)] = False
+    return table.filter(pa.array(keep))
+
+
+def _with_rows(
+    report: ItemReport, label: str, place: int, clips: pa.StructArray, errors: Mapping[int, str]
+) -> ItemReport:
+    """The report with the number of rows a model gave, and with what went wrong in the network."""
+    before = report.models.get(label)
+    if before is None:
+        return report
+    mine = np.flatnonzero(clips.field("item").to_numpy(zero_copy_only=False) == place)
+    wrong = [errors[int(i)] for i in mine if int(i) in errors]
+    after = replace(before, num_rows=len(mine) - len(wrong))
+    if wrong:
+        message = f"the network failed on {len(wrong)} of {len(mine)} clips: {wrong[0]}"
+        status: Status = "partial" if after.num_rows else "failed"
+        after = replace(after, status=status, error_class="extractor_error", error_message=message)
+    return replace(report, models={**report.models, label: after})
+
+
+def finished_entry(report: ItemReport) -> list[Any]:
+    """What the driver must know of a staged report."""
+    models = {label: [m.status, m.error_class, m.num_rows] for label, m in report.models.items()}
+    return [report.media_id, report.segment.k, report.segment.n, models]
+
+
+def died_report(item: UnitItem, labels: Sequence[str], segment: Segment) -> ItemReport:
+    """The report of an item whose worker died every time it was tried."""
+    failed = ModelReport(
+        "failed",
+        error_class="worker_died",
+        error_message=f"the worker died or failed on this item {item.attempt} times",
+        retryable=True,
+    )
+    models = dict.fromkeys(labels, failed)
+    segment = segment if segment.n else Segment(0, 1)
+    return ItemReport(item.media_id, item.uri, segment, MediaFacts(), item.attempt, time.time(), models)

@@ -1,0 +1,133 @@
+"""kill -9 of the driver, and of everything it started, at five events; then the same command again."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import featlib
+from tests.e2e.clips import write_clips
+from tests.e2e.rows import check_same_rows, features_by_key, object_names, statuses
+from tests.e2e.small import POOLS
+
+pytestmark = pytest.mark.ray
+
+EVENTS = {
+    "plan written": ("plan_written", 1),
+    "first staged piece": ("unit_staged", 1),
+    "inside a publish": ("features_put", 1),
+    "between two shards": ("shard_published", 1),
+    "before the summary": ("before_summary", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed") / "clips"
+    write_clips(folder, 6)
+    return folder
+
+
+def config_of(clips: Path, output: Path) -> dict[str, Any]:
+    """Three shards of two clips, a unit a clip, two networks on one decode."""
+    return {
+        "manifest": [str(clips)],
+        "output": str(output),
+        "dataset": "d",
+        "models": [
+            {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "every:4"},
+            {"label": "scores", "network": "squeezenet1_1", "weights": "random:1", "layer": "probabilities"},
+        ],
+        "shard_items": 2,
+        "unit_items": 1,
+        **POOLS,
+        "object_store_mb": 200,
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed")
+    summary = featlib.extract(featlib.ExtractConfig(**config_of(clips, output)))
+    assert summary.media == {"ok": 6}
+    assert len([n for n in object_names(output) if n.startswith("features/dataset=d/model=scores/")]) == 3
+    return output
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its exit status as ``subprocess`` gives it, and what it printed."""
+
+    status: int
+    log: str
+
+
+@pytest.fixture(scope="module")
+def run_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
+    """Runs a job in a process group of its own, forked from a process that has torch loaded."""
+    log = tmp_path_factory.mktemp("jobs") / "log"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.killed_job"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def run(config: dict[str, Any], event: str, nth: int, whom: str, address: str) -> Ended:
+        request = {"config": config, "event": event, "nth": nth, "whom": whom, "ray_address": address, "log": str(log)}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        return Ended(answer["status"], log.read_text())
+
+    yield run
+    server.stdin.close()
+    server.wait(timeout=60)
+
+
+@pytest.mark.parametrize("whom", ["driver", "group"])
+@pytest.mark.parametrize("event", EVENTS)
+def test_killed_and_run_again_gives_the_same_rows(
+    clips: Path,
+    undisturbed: Path,
+    ray_cluster: str,
+    tmp_path: Path,
+    run_job: Callable[..., Ended],
+    event: str,
+    whom: str,
+) -> None:
+    output = tmp_path / "out"
+    config = config_of(clips, output)
+    address = ray_cluster if whom == "driver" else "local"
+    killed = run_job(config, *EVENTS[event], whom, address)
+    assert killed.status == -signal.SIGKILL, killed.log[-2000:]
+    truth = features_by_key(undisturbed)
+    after_kill = features_by_key(output)
+    assert set(after_kill) <= set(truth), "what is visible after the kill is right as far as it goes"
+
+    again = featlib.extract(featlib.ExtractConfig(**config))
+
+    assert again.media == {"ok": 6}
+    check_same_rows(features_by_key(output), truth)
+    assert object_names(output) == object_names(undisturbed)
+    assert statuses(output) == statuses(undisturbed)
+    assert all(np.array_equal(features_by_key(output)[key], value) for key, value in after_kill.items())
+    assert not list(output.glob("_featlib/d/stage/**/*.piece")), "staging is empty once all is published"
+
+
+def test_a_finished_job_ends_without_ray_and_says_so(
+    clips: Path, undisturbed: Path, run_job: Callable[..., Ended]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.glob("[fo]*/**/*.parquet")}
+    result = run_job(config_of(clips, undisturbed), "none", 0, "driver", "127.0.0.1:1")
+    assert result.status == 0, f"a Ray address that nobody answers is never asked: {result.log[-2000:]}"
+    summary = json.loads(result.log.splitlines()[-1])
+    assert summary["pools"] == ""
+    assert summary["media"] == {"ok": 6}
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("[fo]*/**/*.parquet")} == before

@@ -1,0 +1,59 @@
+"""From s3:// to s3:// as from disk to disk, against a real S3-speaking server."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featlib
+from tests.e2e.clips import write_clips
+from tests.e2e.rows import check_same_rows
+from tests.e2e.small import POOLS
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+MODELS = [
+    {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "every:4"},
+    {"network": "r3d_18", "weights": "random:0"},
+]
+
+
+def rows(url: str, endpoint_url: str | None = None) -> dict[Any, Any]:
+    found = {}
+    for model in ("squeezenet1_1", "r3d_18"):
+        features = featlib.open_features(url, dataset="d", model=model, endpoint_url=endpoint_url)
+        for row, value in zip(features.to_pandas().itertuples(), features.to_numpy(), strict=True):
+            found[model, row.uri.rpartition("/")[2], row.clip_index, row.region_index] = value
+    return found
+
+
+def test_the_same_rows_from_s3_to_s3_as_from_disk_to_disk(
+    s3_server: Any, s3_env: Any, ray_cluster: str, tmp_path: Path
+) -> None:
+    clips = write_clips(tmp_path / "clips", 3)
+    broken = tmp_path / "clips" / "broken.mp4"
+    broken.write_bytes(b"\0" * 2000)
+    bucket = s3_server.bucket("e2e")
+    for path in [*clips, broken]:
+        s3_server.client().upload_file(str(path), bucket, f"in/{path.name}")
+    common = {"dataset": "d", "models": MODELS, "shard_items": 2, "max_failed": 0.5, **POOLS}
+    featlib.extract(featlib.ExtractConfig(manifest=[str(tmp_path / "clips")], output=str(tmp_path / "disk"), **common))
+    config = featlib.ExtractConfig(
+        manifest=[f"s3://{bucket}/in/"],
+        output=f"s3://{bucket}/out",
+        endpoint_url=s3_server.endpoint_url,
+        **common,
+    )
+
+    summary = featlib.extract(config)
+
+    assert summary.media == {"ok": 3, "failed": 1}
+    check_same_rows(rows(f"s3://{bucket}/out", s3_server.endpoint_url), rows(str(tmp_path / "disk")), tolerance=0.0)
+    outcomes = featlib.open_features(
+        f"s3://{bucket}/out", dataset="d", model="r3d_18", endpoint_url=s3_server.endpoint_url
+    ).outcomes()
+    by_name = outcomes.set_index(outcomes.uri.str.rpartition("/")[2])
+    assert by_name.loc["broken.mp4", "error_class"] == "unknown_format"
+    assert by_name.loc["clip00.mp4", "size"] == clips[0].stat().st_size
+    again = featlib.extract(config)
+    assert not again.did_work

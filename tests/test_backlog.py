@@ -1,0 +1,149 @@
+"""The backlog: plan minus published minus staged, and what results make of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featlib.backlog import Backlog, staged_for
+from featlib.layout import Keys
+from featlib.plan import Plan, PlanItems, Unit
+from featlib.shards.staging import list_pieces
+from featlib.storage import Store
+from tests.shards.make import Item, planned, staged
+
+KEYS = Keys("d")
+PRINTS = {"a": "print-a", "b": "print-b"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def _plan(store: Store, shard_items: int = 3) -> Plan:
+    return planned(store, [f"v{i}" for i in range(6)], shard_items)
+
+
+def _needs(a: str, b: str = "......") -> dict[str, np.ndarray]:
+    """``x`` marks an item that needs the label."""
+    needs = {label: np.array([c == "x" for c in text]) for label, text in (("a", a), ("b", b))}
+    return {label: rows for label, rows in needs.items() if rows.any()}
+
+
+def _units(store: Store, plan: Plan, backlog: Backlog) -> list[Unit]:
+    return list(backlog.units(store, KEYS, PlanItems(store, plan), unit_items=64))
+
+
+def _media(units: list[Unit]) -> list[str]:
+    return [i.media_id for u in units for i in u.items]
+
+
+def test_everything_is_open_at_first(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("xxxxxx"), PRINTS)
+    assert (backlog.num_items, backlog.shards) == (6, (0, 1))
+    assert _media(_units(store, plan, backlog)) == [f"v{i}" for i in range(6)]
+    assert backlog.open_items == 6
+    assert backlog.ready_shards() == []
+
+
+def test_published_items_are_left_out(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("....x."), PRINTS)
+    assert (backlog.num_items, backlog.shards) == (1, (1,))
+    assert _media(_units(store, plan, backlog)) == ["v4"]
+
+
+def test_staged_items_are_left_out_and_their_shard_comes_first(store: Store) -> None:
+    plan = _plan(store)
+    staged(store, "r-0", [Item("v4")], shard=1)
+    backlog = Backlog(plan, _needs("xxxxxx"), PRINTS)
+    assert _media(_units(store, plan, backlog)) == ["v3", "v5", "v0", "v1", "v2"]
+    assert backlog.open_items == 5
+
+
+def test_a_shard_that_is_wholly_staged_is_ready(store: Store) -> None:
+    plan = _plan(store)
+    staged(store, "r-0", [Item("v3"), Item("v4"), Item("v5")], shard=1)
+    backlog = Backlog(plan, _needs("xxxxxx"), PRINTS)
+    assert _media(_units(store, plan, backlog)) == ["v0", "v1", "v2"]
+    assert backlog.ready_shards() == [1]
+
+
+def test_labels_with_different_needs(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("xx....", "xxx..."), PRINTS)
+    found = [(u.labels, [i.media_id for i in u.items]) for u in _units(store, plan, backlog)]
+    assert found == [(("a", "b"), ["v0", "v1"]), (("b",), ["v2"])]
+
+
+def test_pieces_count_for_what_each_item_needs(store: Store) -> None:
+    plan = _plan(store)
+    staged(store, "r-0", [Item("v0"), Item("v2")], ("b",))
+    staged(store, "r-1", [Item("v1")], ("a", "b"))
+    backlog = Backlog(plan, _needs("xxx...", "xxx..."), PRINTS)
+    assert _media(_units(store, plan, backlog)) == ["v0", "v2"]
+    fewer = Backlog(plan, _needs("......", "xxx..."), PRINTS)
+    assert _media(_units(store, plan, fewer)) == []
+    assert fewer.ready_shards() == [0]
+
+
+def test_pieces_of_other_settings_do_not_count(store: Store) -> None:
+    plan = _plan(store)
+    staged(store, "r-0", [Item("v0")])
+    backlog = Backlog(plan, _needs("x....."), {"a": "other"})
+    assert _media(_units(store, plan, backlog)) == ["v0"]
+
+
+def test_segments_that_are_staged_are_not_done_again(store: Store) -> None:
+    plan = _plan(store)
+    staged(store, "r-0", [Item("v0", k=0, n=3), Item("v0", k=2, n=3)])
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    (unit,) = _units(store, plan, backlog)
+    assert (unit.k, unit.n) == (1, 3)
+    assert backlog.finish(0, [["v0", 1, 3, {}]])
+
+
+def test_finish_says_when_a_shard_is_ready(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("xxx..."), PRINTS)
+    _units(store, plan, backlog)
+    assert not backlog.finish(0, [["v0", 0, 1, {}], ["v1", 0, 1, {}]])
+    assert backlog.open_items == 1
+    assert not backlog.finish(0, [["v0", 0, 1, {}]])
+    assert backlog.finish(0, [["v2", 0, 1, {}]])
+    assert not backlog.finish(0, [["v2", 0, 1, {}]]), "a repeat must not publish twice"
+    assert backlog.open_items == 0
+
+
+def test_finish_waits_for_all_segments_in_any_order(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    _units(store, plan, backlog)
+    assert not backlog.finish(0, [["v0", 0, 3, {}]])
+    assert not backlog.finish(0, [["v0", 2, 3, {}]])
+    assert not backlog.finish(0, [["v0", 2, 3, {}]])
+    assert not backlog.finish(0, [])
+    assert backlog.finish(0, [["v0", 1, 3, {}]])
+
+
+def test_reopened_items_make_the_shard_wait_again(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("xx...."), PRINTS)
+    _units(store, plan, backlog)
+    assert backlog.finish(0, [["v0", 0, 1, {}], ["v1", 0, 2, {}], ["v1", 1, 2, {}]])
+    backlog.reopen(0, ["v1"])
+    assert backlog.open_items == 1
+    assert not backlog.finish(0, [["v1", 0, 2, {}]])
+    assert backlog.finish(0, [["v1", 1, 2, {}]])
+    backlog.close(0)
+    assert backlog.ready_shards() == []
+
+
+def test_staged_for_looks_at_each_items_own_labels(store: Store) -> None:
+    _plan(store)
+    staged(store, "r-0", [Item("v0"), Item("v1")], ("a",))
+    pieces = list_pieces(store, KEYS)[0]
+    found = staged_for(pieces, {"v0": ("a",), "v1": ("a", "b")}, PRINTS)
+    assert set(found) == {"v0"}

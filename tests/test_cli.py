@@ -1,0 +1,209 @@
+"""The command line: flags and job files become one configuration; mistakes are one line and exit 2."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from featlib import partition
+from featlib.cli import cli, job_values, main
+from featlib.errors import ConfigError, StoppedError
+from featlib.storage import Store
+from featlib.summary import Summary
+from tests.shards.make import KEYS, Item, planned, provenance, publish, staged
+
+JOB = """
+manifest: a.csv
+output: out
+dataset: mine
+max_failed: 0.5
+models:
+- network: resnet18
+- network: r3d_18
+  label: c3d
+  precision: bf16
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB)
+    return str(path)
+
+
+def _models(**given: Any) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = job_values(given)["models"]
+    return models
+
+
+def test_flags_alone() -> None:
+    values = job_values(
+        {
+            "manifest": ("a", "b"),
+            "output": "out",
+            "dataset": "d",
+            "model": ("resnet18", "c=r3d_18"),
+            "limit": None,
+            "weights": (),
+        }
+    )
+    assert values == {
+        "manifest": ("a", "b"),
+        "output": "out",
+        "dataset": "d",
+        "models": [{"network": "resnet18"}, {"label": "c", "network": "r3d_18"}],
+    }
+
+
+def test_a_flag_beats_the_file(job: str) -> None:
+    values = job_values({"config": job, "output": "s3://b/o", "max_failed": 0.1, "manifest": ()})
+    assert (values["output"], values["max_failed"], values["manifest"]) == ("s3://b/o", 0.1, "a.csv")
+    assert [m["network"] for m in values["models"]] == ["resnet18", "r3d_18"]
+    assert job_values({"config": job, "model": ("vgg11",)})["models"] == [{"network": "vgg11"}]
+
+
+def test_a_value_for_all_or_for_one_label(job: str) -> None:
+    models = _models(config=job, weights=("random:0", "c3d=random:1"), precision=("resnet18=fp16",))
+    assert [m["weights"] for m in models] == ["random:0", "random:1"]
+    assert [m["precision"] for m in models] == ["fp16", "bf16"]
+
+
+def test_values_with_equals_signs_are_values() -> None:
+    (model,) = _models(model=("r3d_18",), clip_sampling=("frames=8,stride=2",), weights=("s3://b/x=1/w.pth",))
+    assert model["clip_sampling"] == "frames=8,stride=2"
+    assert model["weights"] == "s3://b/x=1/w.pth"
+    (model,) = _models(model=("c=r3d_18",), clip_sampling=("c=frames=8,stride=2",))
+    assert model["clip_sampling"] == "frames=8,stride=2"
+
+
+def test_an_unknown_label_is_named_with_the_known_ones(job: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--frame-sampling c4d=all: 'c4d' is not the label of a model \(resnet18, c3d\)"
+    ):
+        job_values({"config": job, "frame_sampling": ("c4d=all",)})
+
+
+def test_models_in_a_file_are_a_list_of_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("models: resnet18\n")
+    with pytest.raises(ConfigError, match="must be a list of mappings"):
+        job_values({"config": str(path)})
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert f"featlib {command}" in result.output
+
+
+def test_every_field_of_a_job_is_an_option() -> None:
+    from featlib.config import ExtractConfig, ModelConfig
+
+    options = {p.name for p in cli.commands["extract"].params}
+    fields = {*ExtractConfig.model_fields, *ModelConfig.model_fields} - {"models", "network", "label"}
+    assert fields - options == set()
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+EXTRACT = ("extract", "clips/", "--output", "out", "--dataset", "mine", "--model", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("extract",), "manifest: "),
+        ((*EXTRACT, "--max-failed", "2"), "max_failed"),
+        ((*EXTRACT, "--dataset", "001"), "dataset: '001'"),
+        ((*EXTRACT, "--weights", "x=random:0"), "'x' is not the label"),
+        ((*EXTRACT, "--frame-sampling", "sometimes"), "frame sampling 'sometimes' is not known"),
+        ((*EXTRACT, "--config", "/none.yaml"), "--config /none.yaml: cannot be read"),
+        ((*EXTRACT, "--model", "resnet1800", "--model", "a=resnet18"), "resnet18"),
+        (("verify", "/none.csv", "--output", "out", "--dataset", "001", "--model", "m"), "'001'"),
+        (("drop", "--output", "out", "--dataset", "d", "--model", "m", "--yes"), "there is no model=m"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    arguments: tuple[str, ...], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, out, err = _run(capsys, *arguments)
+    lines = [line for line in err.splitlines() if not line.endswith("featlib: reading weights")]
+    assert (code, out) == (2, "")
+    assert len(lines) == 1
+    assert lines[0].startswith("featlib: ")
+    assert text in lines[0]
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("extract", "--no-such"), (*EXTRACT, "--limit", "many"), (*EXTRACT, "--device", "tpu"), ("dance",)]
+)
+def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    code, _, err = _run(capsys, *arguments)
+    assert code == 2
+    assert "Error: " in err
+    assert "Traceback" not in err
+
+
+def test_a_stopped_job_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> Summary:
+        raise StoppedError("the store is\naway")
+
+    monkeypatch.setattr("featlib.job.extract", stopped)
+    assert _run(capsys, *EXTRACT) == (1, "", "featlib: the store is away\n")
+
+
+@pytest.mark.parametrize(("failed", "code"), [(0, 0), (1, 3)])
+def test_the_summary_decides_the_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, failed: int, code: int
+) -> None:
+    summary = Summary("mine", {"ok": 4, "failed": failed}, {}, {}, {}, {}, 0.05)
+    monkeypatch.setattr("featlib.job.extract", lambda *_, **__: summary)
+    got, out, _ = _run(capsys, *EXTRACT, "--json")
+    assert got == code
+    assert f'"exit_code": {code}' in out
+
+
+def _published(folder: Path) -> Store:
+    store = Store(str(folder / "out"))
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(store)
+    partition.register(store, KEYS, provenance("a"))
+    return store
+
+
+def test_verify_says_complete_or_exits_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = _published(tmp_path)
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("uri,media_id\n/v/v0.mp4,v0\n")
+    arguments = ("verify", str(manifest), "--output", store.url, "--dataset", "d", "--model", "a")
+    code, out, _ = _run(capsys, *arguments)
+    assert (code, out.splitlines()[-1]) == (0, "complete")
+    manifest.write_text("uri,media_id\n/v/v0.mp4,v0\n/v/v1.mp4,v1\n")
+    code, out, _ = _run(capsys, *arguments)
+    assert (code, out.splitlines()[-1]) == (3, "NOT complete")
+
+
+def test_drop_asks_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = _published(tmp_path)
+    arguments = ["drop", "--output", store.url, "--dataset", "d", "--model", "a"]
+    asked = CliRunner().invoke(cli, arguments, input="n\n")
+    assert asked.exit_code == 1
+    assert store.list("features")
+    assert CliRunner().invoke(cli, [*arguments, "--yes"]).output.startswith("removed ")
+    assert store.list("") == []

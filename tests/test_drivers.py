@@ -1,0 +1,223 @@
+"""One driver at a time, whatever becomes of the others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featlib import drivers
+from featlib.drivers import Claim, Host
+from featlib.errors import StoppedError
+from featlib.layout import Keys
+from featlib.storage import Store
+
+KEYS = Keys("d")
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "SETTLE_S", 0.05)
+    monkeypatch.setattr(drivers, "BEAT_S", 0.1)
+    monkeypatch.setattr(drivers, "LEASE_S", 1.2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def _claims(store: Store) -> list[str]:
+    return [o.key for o in store.list(KEYS.drivers) if o.key.endswith(".claim")]
+
+
+def _foreign_claim(store: Store, driver: str, boot: str = "another machine", pid: int = 1, started: str = "0") -> None:
+    body = {"name": "elsewhere", "boot": boot, "pid": pid, "started": started, "id": driver}
+    store.put(f"{KEYS.drivers}/{driver}.claim", json.dumps(body).encode())
+    path = Path(store.url) / KEYS.drivers / f"{driver}.claim"
+    os.utime(path, (1.0, 1.0))
+
+
+def test_a_driver_alone_works_and_leaves_nothing_behind(store: Store) -> None:
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        claim.check()
+        assert _claims(store) == [f"{KEYS.drivers}/{claim.id}.claim"]
+    assert store.list(KEYS.drivers) == []
+
+
+def test_the_later_driver_leaves_with_the_name_of_the_earlier(store: Store) -> None:
+    with Claim(store, KEYS) as first, Claim(store, KEYS) as second:
+        first.settle()
+        with pytest.raises(StoppedError, match=f"driver {first.id}.*pid {os.getpid()}.*dataset d") as caught:
+            second.settle()
+        assert "\n" not in str(caught.value)
+        with pytest.raises(StoppedError, match=first.id):
+            second.check()
+        first.check()
+    assert store.list(KEYS.drivers) == []
+
+
+def test_other_datasets_do_not_matter(store: Store) -> None:
+    with Claim(store, Keys("other")) as other, Claim(store, KEYS) as mine:
+        mine.settle()
+        other.settle()
+        claims = {o.key.rpartition("/")[2] for o in store.list("_featlib") if o.key.endswith(".claim")}
+        assert claims == {f"{other.id}.claim", f"{mine.id}.claim"}, "both work at once"
+
+
+def test_when_the_earlier_ends_the_later_works(store: Store) -> None:
+    first = Claim(store, KEYS)
+    first.__enter__()
+    with Claim(store, KEYS) as second:
+        threading.Timer(0.01, lambda: first.__exit__(None, None, None)).start()
+        second.settle()
+        second.check()
+
+
+def test_a_claim_removed_under_our_feet_stops_us(store: Store) -> None:
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        store.delete(_claims(store))
+        with pytest.raises(StoppedError, match="gone"):
+            claim.check()
+
+
+def test_equal_store_times_are_told_apart_by_id(store: Store) -> None:
+    with Claim(store, KEYS) as one, Claim(store, KEYS) as two:
+        for key in _claims(store):
+            os.utime(Path(store.url) / key, (5.0, 5.0))
+        first, second = sorted((one, two), key=lambda c: c.id)
+        first.check()
+        with pytest.raises(StoppedError, match=first.id):
+            second.check()
+
+
+def test_a_claim_of_another_host_that_beats_is_respected(store: Store) -> None:
+    _foreign_claim(store, "aaa")
+    stop = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not stop.wait(0.05):
+            count += 1
+            store.put(f"{KEYS.drivers}/aaa.alive", str(count).encode())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with Claim(store, KEYS) as claim, pytest.raises(StoppedError, match=r"driver aaa .*elsewhere"):
+            claim.settle()
+    finally:
+        stop.set()
+        thread.join()
+    assert f"{KEYS.drivers}/aaa.claim" in _claims(store)
+
+
+def test_a_claim_of_another_host_that_no_longer_beats_is_taken_over(store: Store) -> None:
+    _foreign_claim(store, "aaa")
+    store.put(f"{KEYS.drivers}/aaa.alive", b"17")
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        claim.check()
+        assert [o.key for o in store.list(KEYS.drivers) if "/aaa." in o.key] == []
+
+
+def test_a_claim_that_cannot_be_read_is_not_thought_dead_at_once(store: Store) -> None:
+    store.put(f"{KEYS.drivers}/aaa.claim", b"{")
+    os.utime(Path(store.url) / f"{KEYS.drivers}/aaa.claim", (1.0, 1.0))
+    with Claim(store, KEYS) as claim:
+        with pytest.raises(StoppedError, match="driver aaa"):
+            claim.check()
+        claim.settle()
+
+
+_CHILD = """
+import sys
+from featlib import drivers
+from featlib.layout import Keys
+from featlib.storage import Store
+drivers.SETTLE_S = float(sys.argv[2])
+drivers.BEAT_S = 0.2
+claim = drivers.Claim(Store(sys.argv[1]), Keys("d"))
+print("up", flush=True)
+sys.stdin.readline()
+with claim:
+    try:
+        claim.settle()
+        print("won", claim.id, flush=True)
+    except drivers.StoppedError as error:
+        print("lost", error, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def _child(store: Store, settle_s: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", _CHILD, store.url, str(settle_s)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _say(child: "subprocess.Popen[str]") -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def _hear(child: "subprocess.Popen[str]") -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+@pytest.fixture
+def children(store: Store) -> Iterator[list["subprocess.Popen[str]"]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_driver_of_this_host_is_buried_at_once(
+    store: Store, children: list["subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "LEASE_S", 10_000.0)
+    child = _child(store, 0.0)
+    children.append(child)
+    assert _hear(child) == "up"
+    _say(child)
+    assert _hear(child).startswith("won")
+    with Claim(store, KEYS) as claim:
+        with pytest.raises(StoppedError):
+            claim.check()
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert len(_claims(store)) == 2
+        claim.settle()
+        assert _claims(store) == [f"{KEYS.drivers}/{claim.id}.claim"]
+
+
+def test_of_eight_that_start_together_one_works(store: Store, children: list["subprocess.Popen[str]"]) -> None:
+    children.extend(_child(store, 1.0) for _ in range(8))
+    assert [_hear(child) for child in children] == ["up"] * 8
+    for child in children:
+        _say(child)
+    said = [_hear(child) for child in children]
+    winners = [text.split()[1] for text in said if text.startswith("won")]
+    assert len(winners) == 1, said
+    assert sum(text.startswith("lost") for text in said) == 7
+
+
+def test_a_process_knows_its_own_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Host.here()
+    assert not here.is_dead()
+    assert not Host("x", "another boot", 2**22 - 1, "1").is_dead()
+    if here.boot:
+        assert Host(here.name, here.boot, here.pid, "another start").is_dead()
+    monkeypatch.setattr(drivers, "_boot", lambda: "")
+    assert not Host(here.name, "", here.pid, "another start").is_dead()

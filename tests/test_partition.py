@@ -1,0 +1,116 @@
+"""One fingerprint a partition; dropping one leaves the others."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featlib import partition
+from featlib.config import fingerprint
+from featlib.errors import ConfigError
+from featlib.layout import Keys
+from featlib.shards.schema import Provenance
+from featlib.storage import Store
+from tests.shards.make import Item, planned, provenance, publish, staged, visible
+
+KEYS = Keys("d")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def _made(**semantics: str) -> dict[str, Provenance]:
+    return {"m": Provenance("d", "m", fingerprint(semantics), semantics, {})}
+
+
+def test_a_new_partition_is_welcome(store: Store) -> None:
+    partition.check(store, KEYS, _made(layer="logits"))
+    assert partition.registered(store, KEYS, "m") is None
+    assert store.list("") == []
+
+
+def test_the_same_settings_go_on(store: Store) -> None:
+    partition.register(store, KEYS, _made(layer="logits"))
+    partition.check(store, KEYS, _made(layer="logits"))
+    assert partition.registered(store, KEYS, "m") == {"layer": "logits"}
+
+
+def test_other_settings_are_refused_with_both_ways_out(store: Store) -> None:
+    partition.register(store, KEYS, _made(layer="logits", precision="fp32", network="n"))
+    store.put(f"{KEYS.outcomes('m')}/part-00000.parquet", b"an object")
+    with pytest.raises(ConfigError) as caught:
+        partition.check(store, KEYS, _made(layer="penultimate", precision="bf16", network="n"))
+    text = str(caught.value)
+    assert "layer was logits, is now penultimate" in text
+    assert "precision was fp32, is now bf16" in text
+    assert "network" not in text
+    assert "--model NEWLABEL=" in text
+    assert f"featlib drop --output {store.url} --dataset d --model m" in text
+    assert "\n" not in text
+
+
+def test_a_run_that_made_nothing_does_not_bind_its_label(store: Store) -> None:
+    partition.register(store, KEYS, _made(layer="logits"))
+    partition.check(store, KEYS, _made(layer="penultimate"))
+    partition.register(store, KEYS, _made(layer="penultimate"))
+    assert partition.registered(store, KEYS, "m") == {"layer": "penultimate"}
+
+
+def test_registering_again_changes_nothing(store: Store) -> None:
+    partition.register(store, KEYS, _made(layer="logits"))
+    before = store.get(KEYS.model("m"))
+    changed = {label: replace(p, record={"torch": "9"}) for label, p in _made(layer="logits").items()}
+    partition.register(store, KEYS, changed)
+    assert store.get(KEYS.model("m")) == before
+
+
+def test_shards_speak_for_themselves_where_the_register_is_gone(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(store)
+    assert partition.registered(store, KEYS, "a") == {"network": "a"}
+    with pytest.raises(ConfigError, match="network was a, is now z"):
+        partition.check(store, KEYS, {"a": Provenance("d", "a", "x", {"network": "z"}, {})})
+
+
+def _two_labels(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")], ("a", "b"))
+    publish(store, ("a", "b"))
+    partition.register(store, KEYS, provenance(("a", "b")))
+
+
+def test_drop_removes_its_own_label_only(store: Store) -> None:
+    _two_labels(store)
+    others = {i.key: i.etag for i in store.list("") if "model=a" not in i.key and not i.key.endswith("/a.json")}
+    assert partition.drop(store, KEYS, "a") == 3
+    assert set(visible(store)) == {"b"}
+    assert {i.key: i.etag for i in store.list("")} == others
+    assert store.list(KEYS.plan)
+
+
+def test_drop_of_the_last_label_takes_the_plan_along(store: Store) -> None:
+    _two_labels(store)
+    store.put(f"{KEYS.drivers}/me.claim", b"{}")
+    store.put("features/dataset=dd/model=a/part-00000.parquet", b"other dataset")
+    partition.drop(store, KEYS, "a")
+    partition.drop(store, KEYS, "b")
+    left = ["_featlib/d/drivers/me.claim", "features/dataset=dd/model=a/part-00000.parquet"]
+    assert [i.key for i in store.list("")] == left
+
+
+def test_drop_removes_staged_pieces_of_its_label(store: Store) -> None:
+    _two_labels(store)
+    mine = staged(store, "s-0", [Item("v0")], ("a",))
+    shared = staged(store, "s-1", [Item("v1")], ("a", "b"))
+    partition.drop(store, KEYS, "a")
+    assert store.stat(mine) is None
+    assert store.stat(shared) is None, "kept for b, it would bring a back"
+
+
+def test_after_drop_the_label_is_free_for_other_settings(store: Store) -> None:
+    partition.register(store, KEYS, _made(layer="logits"))
+    partition.drop(store, KEYS, "m")
+    partition.check(store, KEYS, _made(layer="penultimate"))

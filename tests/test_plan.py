@@ -1,0 +1,254 @@
+"""The plan: immutable generations of shards, and the work units that are cut from them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featlib.errors import ConfigError, StoppedError
+from featlib.items import PlanItem
+from featlib.layout import Keys
+from featlib.manifest import SCHEMA, read_manifest
+from featlib.plan import (
+    PLAN,
+    Plan,
+    PlanItems,
+    Unit,
+    UnitItem,
+    empty_plan,
+    grow,
+    read_plan,
+    shard_rows,
+    split_unit,
+    unit_from_row,
+    units_of_shard,
+    units_table,
+)
+from featlib.storage import Store
+from tests.shards.make import batch
+
+KEYS = Keys("d")
+MB = 1 << 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def _grow(store: Store, *rows: dict[str, object], shard_items: int = 2) -> tuple[Plan, list[bool]]:
+    plan, selected = grow(store, KEYS, read_plan(store, KEYS), [batch(rows)], shard_items)
+    return plan, selected.tolist()
+
+
+def _ids(*ids: str) -> list[dict[str, object]]:
+    return [{"media_id": i} for i in ids]
+
+
+def _same(left: Plan, right: Plan) -> bool:
+    arrays = ("ids", "identities", "shards")
+    return left.generations == right.generations and all(
+        np.array_equal(getattr(left, name), getattr(right, name)) for name in arrays
+    )
+
+
+def test_items_are_cut_into_shards_in_feed_order(store: Store) -> None:
+    plan, selected = _grow(store, *_ids("c", "a", "e", "b", "d"))
+    assert plan.shards.tolist() == [0, 0, 1, 1, 2]
+    assert selected == [True] * 5
+    assert [[i.media_id for i in PlanItems(store, plan).shard(s)] for s in range(3)] == [["c", "a"], ["e", "b"], ["d"]]
+    assert plan.next_shard == 3
+
+
+def test_what_grow_gives_is_what_is_read_back(store: Store) -> None:
+    plan, _ = _grow(store, *_ids("a", "b", "c"))
+    assert _same(plan, read_plan(store, KEYS))
+    plan, _ = _grow(store, *_ids("a", "d"))
+    assert _same(plan, read_plan(store, KEYS))
+
+
+def test_growing_adds_new_items_with_new_shards_and_changes_nothing_else(store: Store) -> None:
+    _grow(store, *_ids("a", "b", "c"))
+    first = store.get(f"{KEYS.plan}/gen-00000.plan")
+    plan, selected = _grow(store, *_ids("x", "c", "y", "a"))
+    assert plan.shards.tolist() == [0, 0, 1, 2, 2]
+    assert selected == [True, False, True, True, True]
+    assert store.get(f"{KEYS.plan}/gen-00000.plan") == first
+    assert [g.num_rows for g in plan.generations] == [3, 2]
+    assert [i.media_id for i in PlanItems(store, plan).shard(2)] == ["x", "y"]
+
+
+def test_a_known_manifest_writes_nothing(store: Store) -> None:
+    _grow(store, *_ids("a", "b"))
+    plan, selected = _grow(store, *_ids("b"))
+    assert selected == [False, True]
+    assert len(store.list(KEYS.plan)) == len(plan.generations) == 1
+
+
+def test_another_shard_size_holds_for_new_items_only(store: Store) -> None:
+    _grow(store, *_ids("a", "b", "c"))
+    plan, _ = _grow(store, *_ids("d", "e", "f"), shard_items=3)
+    assert plan.shards.tolist() == [0, 0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("change", [{"uri": "/v/other.mp4"}, {"start_s": 1.0}, {"end_s": 9.0}])
+def test_a_known_id_with_another_source_is_refused(store: Store, change: dict[str, object]) -> None:
+    _grow(store, *_ids("a", "b"))
+    with pytest.raises(ConfigError, match=r"list\.csv: row 1: media_id 'b'.*another uri or range") as caught:
+        _grow(store, {"media_id": "c"}, {"media_id": "b", **change})
+    assert "\n" not in str(caught.value)
+    assert len(store.list(KEYS.plan)) == 1
+
+
+def test_a_manifest_that_fails_at_its_end_leaves_no_plan(store: Store) -> None:
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield batch(_ids("a", "b"))
+        raise ConfigError("row 2 is wrong")
+
+    with pytest.raises(ConfigError, match="row 2"):
+        grow(store, KEYS, empty_plan(), batches(), 2)
+    assert store.list("") == []
+
+
+def test_a_duplicate_at_the_end_of_a_real_manifest_leaves_no_plan(store: Store, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("uri,media_id\na.mp4,x\nb.mp4,y\nc.mp4,x\n")
+    with pytest.raises(ConfigError, match="'x'"):
+        grow(store, KEYS, empty_plan(), read_manifest([str(manifest)]), 2)
+    assert store.list("") == []
+
+
+def test_items_keep_what_the_manifest_said(store: Store) -> None:
+    row = {"start_s": 1.5, "end_s": 2.5, "size": 7, "label": "cat", "split": "train", "manifest": '{"n":1}'}
+    plan, _ = _grow(store, {"media_id": "a", **row})
+    assert PlanItems(store, plan).shard(0) == [PlanItem("a", "/v/a.mp4", 1.5, 2.5, 7, "cat", "train", '{"n":1}')]
+
+
+def test_rows_of_and_shard_rows(store: Store) -> None:
+    plan, _ = _grow(store, *_ids("a", "b", "c", "d", "e"))
+    assert [list(plan.rows_of(s)) for s in (0, 1, 2, 3)] == [[0, 1], [2, 3], [4], []]
+    assert sorted(shard_rows(plan, 1).values()) == [2, 3]
+    with pytest.raises(StoppedError, match="shard 9"):
+        PlanItems(store, plan).shard(9)
+
+
+def test_shards_cross_row_groups(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featlib.plan._ROW_GROUP", 5)
+    names = [f"v{i:03d}" for i in range(64)]
+    plan, _ = _grow(store, *_ids(*names), shard_items=7)
+    with store.open(plan.generations[0].key) as file:
+        assert pq.ParquetFile(file).metadata.num_row_groups == 13
+    items = PlanItems(store, plan)
+    for shard in (0, 9, 1, 4, 3, 8, 2):
+        assert [i.media_id for i in items.shard(shard)] == names[shard * 7 : shard * 7 + 7]
+
+
+def test_many_generations_are_read_in_order(store: Store) -> None:
+    for i in range(12):
+        plan, _ = _grow(store, *_ids(f"a{i}", f"b{i}", f"c{i}"))
+    assert plan.next_shard == 24
+    assert [i.media_id for i in PlanItems(store, read_plan(store, KEYS)).shard(21)] == ["c10"]
+
+
+def test_two_hundred_thousand_rows_take_little_memory(store: Store) -> None:
+    ids = [f"clip-{i:07d}" for i in range(200_000)]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(ids), 50_000):
+            part = ids[start : start + 50_000]
+            columns = {"media_id": part, "uri": [f"s3://b/{i}.mp4" for i in part], "source": ["m"] * len(part)}
+            columns["row"] = list(range(len(part)))
+            yield pa.RecordBatch.from_arrays(
+                [pa.array(columns.get(f.name, [None] * len(part)), f.type) for f in SCHEMA], schema=SCHEMA
+            )
+
+    plan, selected = grow(store, KEYS, empty_plan(), batches(), 256)
+    assert selected.all()
+    assert (len(plan.ids), plan.next_shard) == (200_000, 782)
+    assert plan.ids.nbytes + plan.identities.nbytes + plan.shards.nbytes == 200_000 * 36
+    again = read_plan(store, KEYS)
+    assert _same(again, plan)
+    items = PlanItems(store, again)
+    assert [i.media_id for i in items.shard(400)] == ids[400 * 256 : 401 * 256]
+    assert items._cached is not None
+    assert items._cached.table.num_rows <= 2 * 8192
+
+
+def _units(
+    items: Sequence[PlanItem],
+    needs: dict[str, tuple[str, ...]] | None = None,
+    segments: dict[str, tuple[int, Sequence[int]]] | None = None,
+) -> list[list[str]]:
+    all_needs = needs if needs is not None else {i.media_id: ("m",) for i in items}
+    found = list(units_of_shard(3, items, all_needs, segments or {}, unit_items=4))
+    assert all(u.shard == 3 for u in found)
+    return [[i.media_id for i in u.items] for u in found]
+
+
+def _item(name: str, size: int | None = None, ending: str = "mp4") -> PlanItem:
+    return PlanItem(name, f"/v/{name}.{ending}", size=size)
+
+
+def test_units_close_when_their_bytes_are_full() -> None:
+    items = [_item("a", MB), _item("b", MB), _item("c", 5 * MB), _item("d", MB // 8), _item("e", MB // 8)]
+    assert _units(items) == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def test_items_of_unknown_size_count_as_half_a_unit() -> None:
+    assert _units([_item(n) for n in "abcde"]) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_images_fill_a_unit_by_number() -> None:
+    assert _units([_item(str(i), 9 * MB, "JPG") for i in range(9)]) == [list("0123"), list("4567"), ["8"]]
+
+
+def test_even_tiny_items_fill_a_unit_by_number() -> None:
+    assert _units([_item(str(i), 0) for i in range(5)]) == [list("0123"), ["4"]]
+
+
+def test_items_that_need_nothing_are_left_out() -> None:
+    assert _units([_item(n, 0) for n in "abc"], {"a": (), "c": ("m",)}) == [["c"]]
+
+
+def test_a_unit_has_one_set_of_labels() -> None:
+    items = [_item(n, 0) for n in "abcd"]
+    needs = {"a": ("m",), "b": ("m", "n"), "c": ("m", "n"), "d": ("m",)}
+    found = list(units_of_shard(0, items, needs, {}, unit_items=64))
+    assert [(u.labels, [i.media_id for i in u.items]) for u in found] == [
+        (("m",), ["a"]),
+        (("m", "n"), ["b", "c"]),
+        (("m",), ["d"]),
+    ]
+
+
+def test_missing_segments_are_units_of_their_own() -> None:
+    items = [_item(n, 0) for n in "abc"]
+    found = list(units_of_shard(0, items, dict.fromkeys("abc", ("m",)), {"b": (5, (1, 4))}, unit_items=64))
+    seen = {(tuple(i.media_id for i in u.items), u.k, u.n) for u in found}
+    assert seen == {(("a", "c"), 0, 0), (("b",), 1, 5), (("b",), 4, 5)}
+
+
+def test_split_unit_gives_single_items_one_attempt_later() -> None:
+    unit = Unit(2, ("m", "n"), (UnitItem("a", "/a", 1.0, 2.0), UnitItem("b", "/b", attempt=2)), 0, 0)
+    assert list(split_unit(unit)) == [
+        Unit(2, ("m", "n"), (UnitItem("a", "/a", 1.0, 2.0, 2),)),
+        Unit(2, ("m", "n"), (UnitItem("b", "/b", attempt=3),)),
+    ]
+    (segment,) = split_unit(Unit(0, ("m",), (UnitItem("a", "/a"),), 3, 7))
+    assert (segment.k, segment.n) == (3, 7)
+
+
+def test_units_come_back_from_their_table() -> None:
+    units = [Unit(1, ("m",), (UnitItem("a", "/a", 0.5),)), Unit(2, ("m", "n"), (UnitItem("b", "/b"),), 1, 3)]
+    table = units_table(units, 7)
+    assert table["seq"].to_pylist() == [7, 8]
+    assert [unit_from_row(row) for row in table.to_pylist()] == units
+
+
+def test_the_plan_on_disk_has_one_schema(store: Store) -> None:
+    _grow(store, *_ids("a"))
+    with store.open(f"{KEYS.plan}/gen-00000.plan") as file:
+        assert pq.ParquetFile(file).schema_arrow == PLAN

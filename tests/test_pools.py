@@ -1,0 +1,109 @@
+"""How a machine is divided: arithmetic, and what is refused."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featlib.errors import ConfigError
+from featlib.pools import TASKS_CPUS, Machine, Pools, Sizes, plan_pools
+from featlib.spec import Kind
+
+FRAME: dict[str, Kind] = {"cnn": "frame"}
+BOTH: dict[str, Kind] = {"cnn": "frame", "c3d": "clip"}
+
+
+def _plan(cores: int, kinds: dict[str, Kind], *, cpus: float | None = None, gpus: int = 0, **sizes: Any) -> Pools:
+    return plan_pools(Machine(cores, cpus, gpus), Sizes(**sizes), kinds)
+
+
+def test_two_cores_without_gpu() -> None:
+    pools = _plan(2, BOTH)
+    assert pools.decode_workers == 1
+    (pool,) = pools.extract
+    assert (pool.labels, pool.workers, pool.device, pool.threads, pool.num_gpus) == (("cnn", "c3d"), 1, "cpu", 2, 0.0)
+    assert str(pools) == "1 decode, 1 x [cnn c3d] on cpu (2 threads)"
+
+
+def test_one_core() -> None:
+    pools = _plan(1, FRAME)
+    assert (pools.decode_workers, pools.extract[0].workers, pools.extract[0].threads) == (1, 1, 1)
+
+
+def test_many_cores_separate_the_kinds_clips_first() -> None:
+    pools = _plan(32, BOTH)
+    assert [p.labels for p in pools.extract] == [("c3d",), ("cnn",)]
+    assert sum(p.workers * p.threads for p in pools.extract) <= 32
+    assert len(_plan(32, BOTH, layout="together").extract) == 1
+    assert len(_plan(32, FRAME, layout="separate").extract) == 1
+
+
+def test_one_gpu_holds_all_networks() -> None:
+    pools = _plan(16, BOTH, cpus=16.0, gpus=1)
+    (pool,) = pools.extract
+    assert (pool.labels, pool.workers, pool.device, pool.num_gpus) == (("cnn", "c3d"), 1, "cuda", 1.0)
+    assert pools.decode_workers == 13
+    assert "cuda" in str(pools)
+
+
+def test_four_gpus_are_shared_by_two_pools() -> None:
+    pools = _plan(32, BOTH, cpus=32.0, gpus=4)
+    assert [(p.labels, p.workers) for p in pools.extract] == [(("c3d",), 2), (("cnn",), 2)]
+    assert sum(p.workers * p.num_gpus for p in pools.extract) == 4
+    odd = _plan(32, BOTH, cpus=32.0, gpus=3)
+    assert [p.workers for p in odd.extract] == [2, 1]
+
+
+def test_gpus_may_be_left_alone() -> None:
+    assert _plan(8, FRAME, cpus=8.0, gpus=2, device="cpu").extract[0].device == "cpu"
+
+
+def test_a_small_cluster_scales_logical_cpus_until_all_fit() -> None:
+    pools = _plan(4, FRAME, cpus=4.0, decode_workers=4, extract_workers=1, extract_threads=4)
+    used = pools.decode_workers * pools.decode_cpus + sum(p.workers * p.num_cpus for p in pools.extract)
+    assert used <= 4.0 - TASKS_CPUS
+    assert pools.decode_cpus < 1
+
+
+def test_what_the_user_fixed_is_kept() -> None:
+    pools = _plan(8, FRAME, decode_workers=3, extract_workers=2, extract_threads=5)
+    assert (pools.decode_workers, pools.extract[0].workers, pools.extract[0].threads) == (3, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("machine", "sizes", "text"),
+    [
+        (Machine(8, 8.0), Sizes(device="cuda"), "--device cuda: the Ray cluster has no GPU; use --device auto or cpu"),
+        (Machine(8, 8.0, 1), Sizes(layout="separate"), "layout separate needs 2 GPUs"),
+        (Machine(8, 8.0, 2), Sizes(extract_workers=2), "extract_workers (2 in each of 2 pools) must not exceed"),
+        (Machine(8, 8.0), Sizes(decode_workers=99), "99 decode and 1 extract workers want 108.5 logical CPUs"),
+        (Machine(1, 1.0), Sizes(), "the Ray cluster has 1"),
+    ],
+)
+def test_what_cannot_fit_is_refused_in_one_line(machine: Machine, sizes: Sizes, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        plan_pools(machine, sizes, BOTH)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    cores=st.integers(1, 256),
+    gpus=st.integers(0, 16),
+    clusters=st.booleans(),
+    layout=st.sampled_from(["auto", "together"]),
+    kinds=st.sampled_from([FRAME, BOTH]),
+)
+def test_every_machine_with_room_gets_a_plan_that_fits(
+    cores: int, gpus: int, clusters: bool, layout: Any, kinds: dict[str, Kind]
+) -> None:
+    cpus = float(max(cores, 2 * gpus + 4)) if clusters else None
+    pools = _plan(cores, kinds, cpus=cpus, gpus=gpus, layout=layout)
+    assert pools.decode_workers >= 1
+    assert sorted(label for p in pools.extract for label in p.labels) == sorted(kinds)
+    assert all(p.workers >= 1 and p.threads >= 1 for p in pools.extract)
+    assert sum(p.workers * p.num_gpus for p in pools.extract) <= gpus
+    if cpus is not None:
+        used = pools.decode_workers * pools.decode_cpus + sum(p.workers * p.num_cpus for p in pools.extract)
+        assert used <= cpus - TASKS_CPUS + 1e-6

@@ -1,0 +1,219 @@
+"""The actors' classes called as plain functions: clip in, staged piece out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from featlib.config import ModelConfig
+from featlib.extractors.resolve import ResolvedModel, resolve
+from featlib.extractors.weights import payload
+from featlib.layout import Keys
+from featlib.media import Limits, decode_item
+from featlib.plan import Unit, UnitItem, unit_from_row, units_table
+from featlib.shards.staging import list_pieces, read_piece
+from featlib.spec import ClipSampling, Decoded, FrameSampling, MediaFacts, MediaItem, PixelSpec, Segment, Want
+from featlib.storage import Store, StoreOptions
+from featlib.unit import clips_of, features_of, frames_of, reports_of, with_features
+from featlib.workers import RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker, died_report, finished_entry
+from tests.media.make import write_video
+
+OPTIONS = StoreOptions()
+KEYS = Keys("d")
+SMALL = PixelSpec((32,), (32, 32))
+FRAMES = Want("cnn", FrameSampling.parse("every:10"), SMALL)
+CLIPS = Want("c3d", ClipSampling(8, hop=4), PixelSpec((24, 24), None, antialias=False))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    write_video(folder / "a.mp4", frames=40)
+    write_video(folder / "b.mp4", frames=20)
+    (folder / "bad.mp4").write_bytes(b"this is no video")
+    Image.new("RGB", (48, 40), (200, 10, 10)).save(folder / "p.png")
+    return folder
+
+
+def _row(folder: Path, *names: str, labels: tuple[str, ...] = ("cnn", "c3d"), attempt: int = 1, n: int = 0) -> pa.Table:
+    items = tuple(UnitItem(name.partition(".")[0], str(folder / name), attempt=attempt) for name in names)
+    return units_table([Unit(4, labels, items, 0, n)], 9)
+
+
+@pytest.fixture(scope="module")
+def decode() -> Iterator[DecodeWorker]:
+    worker = DecodeWorker((FRAMES, CLIPS), Limits(), OPTIONS)
+    yield worker
+    worker._process.close()
+
+
+@dataclass
+class _InProcess:
+    """Decodes here: starting the process that shields a worker takes longer than all tests here."""
+
+    limits: Limits
+
+    def decode(self, item: MediaItem, wants: tuple[Want, ...], segment: Segment) -> Decoded:
+        return decode_item(item, wants, segment, store_options=OPTIONS, limits=self.limits)
+
+
+def _here(want: Want, limits: Limits = Limits()) -> DecodeWorker:  # noqa: B008 - frozen
+    worker = DecodeWorker((want,), limits, OPTIONS)
+    worker._process = _InProcess(limits)  # type: ignore[assignment]
+    return worker
+
+
+@pytest.fixture(scope="module")
+def model() -> ResolvedModel:
+    config = ModelConfig(network="squeezenet1_1", label="cnn", weights="random:0", frame_sampling="every:10")
+    return resolve(config, OPTIONS)
+
+
+def test_decoding_feeds_both_models_and_reports_the_bad(decode: DecodeWorker, folder: Path) -> None:
+    row = decode(_row(folder, "a.mp4", "bad.mp4", "b.mp4"))
+    statuses = {r.media_id: {label: m.status for label, m in r.models.items()} for r in reports_of(row)}
+    assert statuses == {
+        "a": {"cnn": "ok", "c3d": "ok"},
+        "bad": {"cnn": "failed", "c3d": "failed"},
+        "b": {"cnn": "ok", "c3d": "ok"},
+    }
+    assert clips_of(row, "cnn").field("item").to_pylist() == [0] * 4 + [2] * 2
+    assert clips_of(row, "c3d").field("item").to_pylist() == [0] * 9 + [2] * 4
+    small = frames_of(row, SMALL.key)
+    assert small is not None
+    assert small.shape == (6, 32, 32, 3)
+    stats = json.loads(row["stats"][0].as_py())
+    assert stats["frames_decoded"] == 60
+    assert row["seq"].to_pylist() == [9]
+
+
+def test_an_image_is_skipped_under_the_clip_model(decode: DecodeWorker, folder: Path) -> None:
+    row = decode(_row(folder, "p.png"))
+    (report,) = reports_of(row)
+    assert report.models["cnn"].status == "ok"
+    assert (report.models["c3d"].status, report.models["c3d"].error_class) == ("skipped", "image_under_clip_model")
+    assert len(clips_of(row, "cnn")) == 1
+    alone = decode(_row(folder, "p.png", labels=("c3d",)))
+    assert reports_of(alone)[0].models["c3d"].status == "skipped"
+
+
+def test_a_unit_may_want_fewer_labels_than_the_job(decode: DecodeWorker, folder: Path) -> None:
+    row = decode(_row(folder, "b.mp4", labels=("cnn",)))
+    assert set(reports_of(row)[0].models) == {"cnn"}
+    assert len(clips_of(row, "c3d")) == 0
+
+
+def test_items_beyond_the_budget_of_bytes_come_later(folder: Path) -> None:
+    worker = _here(FRAMES, Limits(unit_bytes=4 * 32 * 32 * 3))
+    row = worker(_row(folder, "a.mp4", "b.mp4", "bad.mp4", labels=("cnn",)))
+    later = [unit_from_row(u) for u in json.loads(row["later"][0].as_py())]
+    assert [[i.media_id for i in u.items] for u in later] == [["b"], ["bad"]]
+    assert [r.media_id for r in reports_of(row)] == ["a"]
+
+
+def test_a_long_item_is_cut_into_segments_that_come_later(folder: Path) -> None:
+    worker = _here(FRAMES, Limits(unit_bytes=2 * 32 * 32 * 3))
+    first = worker(_row(folder, "a.mp4", labels=("cnn",)))
+    units = [unit_from_row(u) for u in json.loads(first["later"][0].as_py())]
+    n = units[0].n
+    assert n >= 2
+    assert [(u.k, u.n, u.shard) for u in units] == [(k, n, 4) for k in range(1, n)]
+    rows = [first, *(worker(units_table([u], 0)) for u in units)]
+    indices = [i for row in rows for i in clips_of(row, "cnn").field("clip_index").to_pylist()]
+    assert indices == [0, 1, 2, 3]
+    assert [(reports_of(row)[0].segment.k, reports_of(row)[0].segment.n) for row in rows] == [(k, n) for k in range(n)]
+
+
+class _Failing:
+    """Stands where the decoding process does."""
+
+    def decode(self, item: object, wants: object, segment: Segment) -> Decoded:
+        return Decoded(Segment(segment.k, max(segment.n, 1)), "failed", MediaFacts(), "timeout", "slow", retryable=True)
+
+
+def test_what_may_succeed_later_is_tried_three_times(folder: Path) -> None:
+    worker = DecodeWorker((FRAMES,), Limits(), OPTIONS)
+    worker._process = _Failing()  # type: ignore[assignment]
+    for attempt in (1, 2):
+        row = worker(_row(folder, "a.mp4", labels=("cnn",), attempt=attempt))
+        (later,) = (unit_from_row(u) for u in json.loads(row["later"][0].as_py()))
+        assert later.items[0].attempt == attempt + 1
+        assert reports_of(row) == []
+    row = worker(_row(folder, "a.mp4", labels=("cnn",), attempt=3))
+    (report,) = reports_of(row)
+    assert (report.models["cnn"].status, report.models["cnn"].error_class, report.attempts) == ("failed", "timeout", 3)
+
+
+def test_extracting_and_staging(folder: Path, model: ResolvedModel, tmp_path: Path) -> None:
+    decode = _here(model.want)
+    spec = ExtractSpec((model,), "cpu", 1, (model.input.pixels.key,))
+    extract = ExtractWorker(spec, {"cnn": payload(model, OPTIONS)})
+    row = extract(decode(_row(folder, "a.mp4", "bad.mp4", "b.mp4", labels=("cnn",))))
+    assert not [name for name in row.column_names if name.startswith("x_")]
+    features, shape, errors = features_of(row, "cnn")
+    assert (features.shape, shape, errors) == ((6, 512), (512,), {})
+    assert np.isfinite(features).all()
+    assert features.std() > 0
+    assert json.loads(row["stats"][0].as_py())["extract_s.cnn"] > 0
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
+    assert result.schema == RESULT
+    finished = json.loads(result["finished"][0].as_py())
+    assert finished == [
+        ["a", 0, 1, {"cnn": ["ok", None, 4]}],
+        ["bad", 0, 1, {"cnn": ["failed", "unknown_format", 0]}],
+        ["b", 0, 1, {"cnn": ["ok", None, 2]}],
+    ]
+    store = Store(str(tmp_path))
+    (piece,) = list_pieces(store, KEYS)[4]
+    assert "run0-00000009-" in piece.key
+    table = read_piece(store, piece.key)
+    assert table is not None
+    assert table["media_id"].to_pylist() == ["a"] * 4 + ["b"] * 2
+    assert np.array_equal(np.array(table["feature"].to_pylist(), np.float32), features)
+
+
+def test_a_unit_of_failures_goes_through_the_extractor(folder: Path, model: ResolvedModel) -> None:
+    decode = _here(model.want)
+    extract = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
+    row = extract(decode(_row(folder, "bad.mp4", labels=("cnn",))))
+    assert features_of(row, "cnn")[0].shape == (0, 0)
+
+
+def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, folder: Path, tmp_path: Path) -> None:
+    row = decode(_row(folder, "a.mp4", "b.mp4", labels=("cnn",)))
+    values = np.ones((6, 2), np.float32)
+    row = with_features(row, "cnn", values, (2,), {0: "ValueError: no", 4: "x", 5: "y"})
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
+    finished = {m: models["cnn"] for m, _, _, models in json.loads(result["finished"][0].as_py())}
+    assert finished == {"a": ["partial", "extractor_error", 3], "b": ["failed", "extractor_error", 0]}
+    store = Store(str(tmp_path))
+    table = read_piece(store, list_pieces(store, KEYS)[4][0].key)
+    assert table is not None
+    assert table["clip_index"].to_pylist() == [1, 2, 3]
+
+
+def test_nothing_to_stage_stages_nothing(tmp_path: Path, folder: Path) -> None:
+    worker = DecodeWorker((FRAMES,), Limits(), OPTIONS)
+    worker._process = _Failing()  # type: ignore[assignment]
+    row = with_features(worker(_row(folder, "a.mp4", labels=("cnn",))), "cnn", np.empty((0, 0), np.float32), (2,), {})
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
+    assert json.loads(result["finished"][0].as_py()) == []
+    assert len(json.loads(result["later"][0].as_py())) == 1
+    assert Store(str(tmp_path)).list("") == []
+
+
+def test_the_report_of_a_lost_item() -> None:
+    report = died_report(UnitItem("v", "/v", attempt=3), ("cnn",), Segment(0, 0))
+    assert report.segment == Segment(0, 1)
+    assert (report.models["cnn"].error_class, report.models["cnn"].retryable, report.attempts) == (
+        "worker_died",
+        True,
+        3,
+    )
+    assert finished_entry(report) == ["v", 0, 1, {"cnn": ["failed", "worker_died", 0]}]
+    assert died_report(UnitItem("v", "/v"), ("cnn",), Segment(2, 5)).segment == Segment(2, 5)
