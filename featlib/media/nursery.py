@@ -25,6 +25,8 @@ from featlib.spec import Decoded
 _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What libav says of a file when one of its own allocations failed: not ENOMEM but that the data are bad.
+_LOOKS_DAMAGED = ("corrupt", "no_frames", "no_video_stream", "truncated", "unknown_format", "unsupported_codec")
 _libc = ctypes.CDLL(None)
 
 
@@ -130,6 +132,8 @@ def _answer(
         decoded = decoder(
             *request, store_options=store_options, limits=limits, allocate=pixels.allocate, progress=progress
         )
+        if decoded.error_class in _LOOKS_DAMAGED and _is_memory_used_up(limits):
+            raise MemoryError
         _send_decoded(sock, decoded, pixels)
     except (BrokenPipeError, ConnectionResetError):
         raise
@@ -139,6 +143,14 @@ def _answer(
         send(sock, ("internal_error", _where(error)))
     finally:
         pixels.close()
+
+
+def _is_memory_used_up(limits: Limits) -> bool:
+    """Whether this process once came so close to its limit that an allocation may have failed there."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        peak_bytes = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmPeak:"))
+    return most - peak_bytes < max(limits.memory_bytes // 16, 1 << 20)
 
 
 def _where(error: Exception) -> str:

@@ -7,11 +7,13 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from contextlib import suppress
+from typing import BinaryIO, TypeVar
 
 from featlib.errors import ConfigError
 from featlib.storage.objects import ObjectInfo
 
+_T = TypeVar("_T")
 _PUT_TRIES = 20  # each loses only to a deletion of the same empty folder at the same moment
 
 
@@ -39,31 +41,28 @@ def put_file(path: str, source: str, temporary_folder: str) -> None:
 
 
 def _put_with(path: str, write: Callable[[BinaryIO], None], temporary_folder: str) -> None:
-    os.makedirs(temporary_folder, exist_ok=True)
     temporary = os.path.join(temporary_folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with _in_folder(temporary_folder, lambda: open(temporary, "xb")) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        _move(temporary, path)
+        _in_folder(os.path.dirname(path), lambda: os.replace(temporary, path))
     except BaseException:
         if os.path.lexists(temporary):
             os.unlink(temporary)
         raise
+    _sync_folder(os.path.dirname(path))
 
 
-def _move(temporary: str, path: str) -> None:
-    folder = os.path.dirname(path)
-    for tries_left in reversed(range(_PUT_TRIES)):
-        os.makedirs(folder, exist_ok=True)
-        try:
-            os.replace(temporary, path)
-            break
-        except FileNotFoundError:
-            if not tries_left or not os.path.lexists(temporary):
-                raise
-    _sync_folder(folder)
+def _in_folder(folder: str, step: Callable[[], _T]) -> _T:
+    """Does ``step`` with ``folder`` there; others may remove it, or one above it, at any moment while it is empty."""
+    for _ in range(_PUT_TRIES - 1):
+        with suppress(FileNotFoundError):
+            os.makedirs(folder, exist_ok=True)
+            return step()
+    os.makedirs(folder, exist_ok=True)
+    return step()
 
 
 def _sync_folder(folder: str) -> None:
