@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: help demo test check conformance lock clean
 .DEFAULT_GOAL := help
@@ -16,8 +17,8 @@ help:  ## Lists the targets
 demo: $(STAMP)  ## Makes sample videos, extracts features of them, shows what came out
 	$(BIN)/python jobs/demo.py $(ARGS)
 
-test: $(STAMP)  ## Runs the tests; FEATLIB_TEST_MEDIA and FEATLIB_TEST_WEIGHTS name folders of real material
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## Runs the tests, JOBS files at a time; FEATLIB_TEST_MEDIA, FEATLIB_TEST_WEIGHTS: real material
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## Runs the linter, the formatter's check and the type checker
 	$(BIN)/ruff check

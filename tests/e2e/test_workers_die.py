@@ -1,8 +1,8 @@
 """Workers that die cost work, not rows: what was lost is done again, and nothing is there twice."""
 
-import os
-import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -25,16 +25,44 @@ def config(clips: Path, output: Path) -> featlib.ExtractConfig:
     )
 
 
-def actors(kind: str) -> list[int]:
-    """Processes of the session's Ray that run an actor of this kind."""
+def processes(kind: str) -> list[psutil.Process]:
+    """Processes of this session's Ray that run an actor of this kind."""
     found = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
+    for process in psutil.Process().children(recursive=True):
         try:
             if kind in " ".join(process.cmdline()):
-                found.append(process.pid)
+                found.append(process)
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def is_decoding(actor: psutil.Process) -> bool:
+    """Whether the nursery of a decode actor has forked a decoding process."""
+    try:
+        return len(actor.children(recursive=True)) > 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def killed_while_decoding() -> Iterator[threading.Event]:
+    """Kills a decode actor once it decodes. That is over before the job tells of anything, so no event would do."""
+    over, killed = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not killed.is_set() and not over.wait(0.02):
+            for actor in filter(is_decoding, processes("_DecodeActor")):
+                actor.kill()
+                killed.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        watcher.join()
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +74,26 @@ def undisturbed(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "out"
 
 
-@pytest.mark.parametrize("kind", ["_DecodeActor", "_ExtractActor"])
-def test_a_killed_actor_loses_and_doubles_nothing(undisturbed: Path, tmp_path: Path, kind: str) -> None:
-    clips = undisturbed.parent / "clips"
+def check_nothing_lost_or_doubled(summary: featlib.Summary, output: Path, undisturbed: Path) -> None:
+    assert summary.media == {"ok": 8}
+    check_same_rows(features_by_key(output), features_by_key(undisturbed))
+
+
+def test_a_decode_actor_that_is_killed_loses_and_doubles_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    with killed_while_decoding() as killed:
+        summary = featlib.job.extract(config(undisturbed.parent / "clips", tmp_path))
+        assert killed.is_set()
+    check_nothing_lost_or_doubled(summary, tmp_path, undisturbed)
+
+
+def test_an_extract_actor_that_is_killed_loses_and_doubles_nothing(undisturbed: Path, tmp_path: Path) -> None:
     killed = threading.Event()
 
     def on_event(name: str, what: str) -> None:
         if name == "unit_staged" and not killed.is_set():
-            victims = actors(kind)
-            assert victims, f"no process of a {kind} was found"
-            os.kill(victims[0], signal.SIGKILL)
+            processes("_ExtractActor")[0].kill()
             killed.set()
 
-    summary = featlib.job.extract(config(clips, tmp_path / "out"), on_event=on_event)
-
+    summary = featlib.job.extract(config(undisturbed.parent / "clips", tmp_path), on_event=on_event)
     assert killed.is_set()
-    assert summary.media == {"ok": 8}
-    check_same_rows(features_by_key(tmp_path / "out"), features_by_key(undisturbed))
+    check_nothing_lost_or_doubled(summary, tmp_path, undisturbed)
