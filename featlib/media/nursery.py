@@ -5,6 +5,7 @@ interpreter, never by fork of the parent and never through the parent's main scr
 """
 
 import ctypes
+import errno
 import os
 import resource
 import select
@@ -20,7 +21,7 @@ from typing import Any
 
 from featlib.media.limits import Limits
 from featlib.media.wire import SharedPixels, receive, send
-from featlib.spec import Decoded
+from featlib.spec import Decoded, MediaFacts
 
 _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000
@@ -132,7 +133,7 @@ def _answer(
         decoded = decoder(
             *request, store_options=store_options, limits=limits, allocate=pixels.allocate, progress=progress
         )
-        if decoded.error_class in _LOOKS_DAMAGED and _is_memory_used_up(limits):
+        if decoded.error_class in _LOOKS_DAMAGED and _is_memory_used_up(limits, decoded.facts):
             raise MemoryError
         _send_decoded(sock, decoded, pixels)
     except (BrokenPipeError, ConnectionResetError):
@@ -140,17 +141,23 @@ def _answer(
     except MemoryError:
         send(sock, ("out_of_memory", None))
     except Exception as error:  # noqa: BLE001 - becomes the item's outcome, internal_error
-        send(sock, ("internal_error", _where(error)))
+        send(sock, ("out_of_memory", None) if _is_out_of_memory(error) else ("internal_error", _where(error)))
     finally:
         pixels.close()
 
 
-def _is_memory_used_up(limits: Limits) -> bool:
-    """Whether this process once came so close to its limit that an allocation may have failed there."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also what mapping memory and torch raise instead of a MemoryError."""
+    return getattr(error, "errno", None) == errno.ENOMEM or "can't allocate memory" in str(error)
+
+
+def _is_memory_used_up(limits: Limits, facts: MediaFacts) -> bool:
+    """Whether this process once came so close to its limit that a frame, or a part of the limit, did not fit in."""
+    frame_bytes = 3 * (facts.width or 0) * (facts.height or 0)
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         peak_bytes = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmPeak:"))
-    return most - peak_bytes < max(limits.memory_bytes // 16, 1 << 20)
+    return most - peak_bytes < max(limits.memory_bytes // 16, 2 * frame_bytes, 1 << 20)
 
 
 def _where(error: Exception) -> str:

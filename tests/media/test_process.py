@@ -17,6 +17,7 @@ from featlib.media.limits import Limits
 from featlib.media.process import DecodeProcess
 from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
 from featlib.storage import StoreOptions
+from tests.e2e.clips import write_clip
 from tests.media.conftest import WHOLE, clips, decode, want
 
 SMALL = PixelSpec((48,), (32, 32))
@@ -93,10 +94,17 @@ def test_bad_media_come_back_as_outcomes(stubbed: DecodeProcess, tmp_path: Path)
     assert (result.status, result.error_class, result.frames) == ("failed", "unknown_format", {})
 
 
-def test_a_decoder_that_outgrows_its_memory_while_decoding_is_an_outcome(videos: dict[str, Path]) -> None:
-    with DecodeProcess(Limits(memory_bytes=1 << 20), StoreOptions()) as process:
-        result = _ask(process, videos["plain"])
-        assert (result.status, result.error_class) == ("failed", "out_of_memory")
+@pytest.fixture(scope="module")
+def large_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of 8 MB, so that the memory ends in the demuxer, the decoder, the conversion or the resize."""
+    return write_clip(tmp_path_factory.mktemp("large") / "large.mp4", seed=1, frames=6, size=(1600, 1600))
+
+
+@pytest.mark.parametrize("limit_mb", [4, 16, 40, 64])
+def test_a_decoder_that_outgrows_its_memory_is_an_outcome_wherever_it_happens(large_video: Path, limit_mb: int) -> None:
+    with DecodeProcess(Limits(memory_bytes=limit_mb << 20), StoreOptions()) as process:
+        result = _ask(process, large_video)
+    assert (result.status, result.error_class, result.retryable) == ("failed", "out_of_memory", True)
 
 
 def test_close_ends_the_children_and_decode_starts_them_again(videos: dict[str, Path], tmp_path: Path) -> None:
