@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from featlib.config import ExtractConfig, ModelConfig
+    from featlib.aggregation import aggregate
+    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig
     from featlib.errors import ConfigError, FeatlibError, MediaError, StoppedError
     from featlib.job import Summary, extract
     from featlib.shards.reader import Features, open_features
 
 _HOMES = {
+    "AggregateConfig": "featlib.config",
     "ConfigError": "featlib.errors",
     "ExtractConfig": "featlib.config",
     "Features": "featlib.shards.reader",
@@ -27,11 +29,13 @@ _HOMES = {
     "ModelConfig": "featlib.config",
     "StoppedError": "featlib.errors",
     "Summary": "featlib.job",
+    "aggregate": "featlib.aggregation",
     "extract": "featlib.job",
     "open_features": "featlib.shards.reader",
 }
 
 __all__ = [
+    "AggregateConfig",
     "ConfigError",
     "ExtractConfig",
     "FeatlibError",
@@ -40,6 +44,7 @@ __all__ = [
     "ModelConfig",
     "StoppedError",
     "Summary",
+    "aggregate",
     "extract",
     "open_features",
 ]

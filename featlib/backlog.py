@@ -1,6 +1,7 @@
 """What a run still has to do: plan minus published minus staged, kept per shard while results come in."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 
 from featlib.items import PlanItem
 from featlib.layout import Keys
-from featlib.ledger import Rows
+from featlib.ledger import Rows, has_changed
 from featlib.plan import Plan, PlanItems, Unit, units_of_shard
 from featlib.shards.staging import Piece, StagedItem, list_pieces, staged_items
-from featlib.storage import Store
+from featlib.storage import Store, StoreOptions
+
+_ASKED_AT_ONCE = 16
 
 Needs = Mapping[str, tuple[str, ...]]
 """By media id, the labels that an item still needs."""
@@ -57,13 +60,13 @@ class Backlog:
         pieces = list_pieces(store, keys)
         order = sorted(self.shards, key=lambda s: (s not in pieces, s))
         for shard in order:
-            yield from self._shard_units(shard, items.shard(shard), pieces.get(shard, ()), unit_items)
+            needs = self.needs_of(shard, items.shard(shard))
+            staged = staged_for(pieces.get(shard, ()), needs, self._fingerprints)
+            yield from self._shard_units(shard, items.shard(shard), needs, _current(staged, store.options), unit_items)
 
     def _shard_units(
-        self, shard: int, items: Sequence[PlanItem], pieces: Iterable[Piece], unit_items: int
+        self, shard: int, items: Sequence[PlanItem], needs: Needs, staged: Mapping[str, StagedItem], unit_items: int
     ) -> Iterator[Unit]:
-        needs = self.needs_of(shard, items)
-        staged = staged_for(pieces, needs, self._fingerprints)
         open_ids = {media_id for media_id in needs if media_id not in staged or not staged[media_id].complete}
         begun = {m: (s.n, s.missing) for m, s in staged.items() if m in open_ids}
         segments = {m: set(missing) for m, (_, missing) in begun.items()}
@@ -110,3 +113,15 @@ def staged_for(pieces: Iterable[Piece], needs: Needs, fingerprints: Mapping[str,
         staged = staged_items(pieces, {label: fingerprints[label] for label in labels})
         found.update({m: s for m, s in staged.items() if needs.get(m) == labels})
     return found
+
+
+def _current(staged: Mapping[str, StagedItem], options: StoreOptions) -> dict[str, StagedItem]:
+    """What was staged by an earlier run, without items whose media has been replaced since: they are done again."""
+
+    def is_current(item: StagedItem) -> bool:
+        known = next((r for r in item.reports if r.source != (None, None)), None)
+        return known is None or not has_changed(known.uri, known.source, options)
+
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        kept = list(pool.map(is_current, staged.values()))
+    return {media_id: item for (media_id, item), keep in zip(staged.items(), kept, strict=True) if keep}

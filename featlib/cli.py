@@ -172,6 +172,40 @@ def _fits(model: Mapping[str, Any], name: str, *, alone: bool) -> bool:
     return registry.kind(str(model["network"])) == name.removesuffix("_sampling")
 
 
+@cli.command(
+    epilog="""\b
+Example:
+  featlib aggregate --output out --dataset mine --features resnet50 --pool mean
+  featlib aggregate --output out --dataset mine --features rgb --features flow --fuse concat --label both
+"""
+)
+@click.option("--config", metavar="JOB.YAML", help="Job file with the same options as keys; a flag beats the file.")
+@click.option("--output", metavar="URL", help="Where `featlib extract` wrote to; the vectors go beside the features.")
+@click.option("--dataset", metavar="NAME", help="The dataset= partition.")
+@click.option("--features", multiple=True, metavar="LABEL", help="A model= partition to read; several are fused.")
+@click.option("--label", metavar="NEWLABEL", help="The partition to write; default FEATURES.POOL, like resnet50.mean.")
+@click.option("--pool", type=click.Choice(["mean", "max", "mean_std"]), help="Over the rows of a video; default mean.")
+@click.option("--fuse", type=click.Choice(["concat", "mean"]), help="Vectors of several partitions; default concat.")
+@click.option("--normalize", is_flag=True, default=None, help="Scale each vector to length 1.")
+@click.option("--max-failed", type=float, help="Share of media that may fail; default 0.05.")
+@click.option("--shard-mb", type=int, help="Largest features object; default 512.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@_store_options
+def aggregate(as_json: bool, **given: Any) -> None:
+    """Makes one vector a video from features of its frames or clips; pixels are not touched. The same command again
+    takes up what was extracted since."""
+    from featlib.aggregation import aggregate as run
+    from featlib.config import AggregateConfig, read_job_file, validated
+    from featlib.progress import reporter
+
+    _log_to_stderr()
+    flags = {k: v for k, v in given.items() if v is not None and v != () and k != "config"}
+    file = read_job_file(given["config"], AggregateConfig) if given.get("config") else {}
+    summary: Summary = run(validated(AggregateConfig, {**file, **flags}), reporter=reporter())
+    click.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.text())
+    sys.exit(summary.exit_code)
+
+
 @cli.command(epilog="\b\nExample:\n  featlib manifest s3://bucket/videos/ -o videos.parquet\n")
 @click.argument("url_or_glob")
 @click.option("-o", "--out", required=True, metavar="FILE", help="A .parquet, .csv or .jsonl file to write.")

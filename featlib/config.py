@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -24,6 +24,8 @@ from featlib.spec import FrameSampling, parse_clip_keys
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["auto", "together", "separate"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Pool = Literal["mean", "max", "mean_std"]
+Fuse = Literal["concat", "mean"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 _HIVE_WORDS = {"true", "false", "null", "nan", "inf", "infinity"}
@@ -80,7 +82,7 @@ class ModelConfig(_Frozen):
     network: Annotated[str, Field(min_length=1)]
     label: Name
     weights: Annotated[str, Field(min_length=1)] = "default"
-    layer: Annotated[str, Field(min_length=1)] = "penultimate"
+    layer: Annotated[str, Field(min_length=1)] | None = None
     preprocess: str | None = None
     precision: Precision = "fp32"
     frame_sampling: Annotated[str, AfterValidator(_frame_sampling)] | None = None
@@ -158,20 +160,69 @@ class ExtractConfig(_Frozen):
         return tuple(m.label for m in self.models)
 
 
+class AggregateConfig(_Frozen):
+    """Everything that ``featlib aggregate`` can be told: features of frames or clips become one vector a video.
+
+    Args:
+        output: Where ``featlib extract`` wrote to; the vectors go beside what they are made of.
+        features: Labels of the partitions to read; several are fused.
+        label: The partition to write; None: the names of what it is made of, ``resnet50.mean``.
+        pool: Over the rows of a video.
+        fuse: How the vectors of several partitions become one.
+        normalize: Scale the result to length 1.
+    """
+
+    output: Annotated[str, Field(min_length=1)]
+    dataset: Name
+    features: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    label: Name = ""
+    pool: Pool = "mean"
+    fuse: Fuse = "concat"
+    normalize: bool = False
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
+    shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
+    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    anon: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _label_says_what_it_is(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("label") or not data.get("features"):
+            return data
+        features = _one_or_many(data["features"])
+        return {**data, "label": f"{'-'.join(map(str, features))}.{data.get('pool') or 'mean'}"}
+
+    @model_validator(mode="after")
+    def _reads_and_writes_differ(self) -> "AggregateConfig":
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("features: a label is given twice; name each partition once")
+        if self.label in self.features:
+            raise ValueError(f"label: {self.label!r} is one of the partitions to read; give another")
+        return self
+
+
+Config = TypeVar("Config", bound=_Frozen)
+
+
 def extract_config(values: Mapping[str, Any]) -> ExtractConfig:
-    """Validates ``values``.
+    """Validates the values of ``featlib extract``; raises as ``validated``."""
+    return validated(ExtractConfig, values)
+
+
+def validated(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """``values`` as a configuration.
 
     Raises:
         ConfigError: One line that names every wrong key, its value and the rule.
     """
     try:
-        return ExtractConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
 
 
-def read_job_file(path: str) -> dict[str, Any]:
-    """The mapping in a YAML job file.
+def read_job_file(path: str, kind: type[BaseModel] = ExtractConfig) -> dict[str, Any]:
+    """The mapping in a YAML job file, whose keys are the fields of ``kind``.
 
     Raises:
         ConfigError: The file cannot be read, is not YAML, or is not a mapping.
@@ -184,9 +235,9 @@ def read_job_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path}: must hold a mapping of options, like `dataset: mine`")
-    unknown = [str(k) for k in data if k not in ExtractConfig.model_fields]
+    unknown = [str(k) for k in data if k not in kind.model_fields]
     if unknown:
-        known = ", ".join(ExtractConfig.model_fields)
+        known = ", ".join(kind.model_fields)
         raise ConfigError(f"--config {path}: unknown key {', '.join(unknown)}; known are {known}")
     return data
 

@@ -146,6 +146,8 @@ class Engine:
         """The same operations in the same order as torchvision's presets, so the values are the same."""
         rows = torch.from_numpy(frame_idx.astype(np.int64)).to(self.device)
         clips = frames[rows]
+        if self._resolved.input.order == "bgr":
+            clips = clips.flip(-1)
         is_frame = self._resolved.kind == "frame"
         x = clips.squeeze(1).permute(0, 3, 1, 2) if is_frame else clips.permute(0, 4, 1, 2, 3)
         x = x.to(torch.float32).div_(255)

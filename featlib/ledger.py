@@ -102,7 +102,7 @@ def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: Stor
         table = pq.read_table(io.BytesIO(store.get(info.key)), columns=columns)
         records = [r for r in table.to_pylist() if r["etag"] is not None or r["size"] is not None]
         with ThreadPoolExecutor(_READERS) as pool:
-            moved = list(pool.map(lambda record: _has_changed(record, options), records))
+            moved = list(pool.map(lambda r: has_changed(r["uri"], (r["size"], r["etag"]), options), records))
         name = PartName.parse(info.key)
         rows = shard_rows(plan, name.shard) if name else {}
         for record, has_moved in zip(records, moved, strict=True):
@@ -111,9 +111,10 @@ def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: Stor
                 yield row, record["media_id"]
 
 
-def _has_changed(record: Mapping[str, object], options: StoreOptions) -> bool:
+def has_changed(uri: str, source: tuple[int | None, str | None], options: StoreOptions) -> bool:
+    """Whether the media at ``uri`` has another size or etag than ``source``; False when it cannot be asked."""
     try:
-        now = stat_media(str(record["uri"]), options)
+        now = stat_media(uri, options)
     except MediaError:
         return False
-    return (now.size, now.etag) != (record["size"], record["etag"])
+    return (now.size, now.etag) != source

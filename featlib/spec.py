@@ -18,6 +18,7 @@ FramePolicy = Literal["all", "every", "fps", "uniform", "random", "keyframes"]
 Tail = Literal["drop", "pad", "shift"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Kind = Literal["frame", "clip"]
+ChannelOrder = Literal["rgb", "bgr"]
 Status = Literal["ok", "partial", "failed", "skipped"]
 
 FRAME_POLICIES: tuple[FramePolicy, ...] = ("all", "every", "fps", "uniform", "random", "keyframes")
@@ -199,14 +200,16 @@ class InputSpec:
     Args:
         kind: ``frame``: batches (N, 3, H, W). ``clip``: batches (N, 3, T, H, W).
         pixels: How a source frame becomes uint8 RGB at the network's input size.
-        mean: Subtracted from values in [0, 1], per channel.
+        mean: Subtracted from values in [0, 1], per channel, in the network's order of channels.
         std: Divided by, per channel.
+        order: Of the channels; networks that were trained with Caffe read BGR.
     """
 
     kind: Kind
     pixels: PixelSpec
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    order: ChannelOrder = "rgb"
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ class Summary:
         if not self.pools:
             return [f"  {s.wall:.1f} s: everything had been staged before, it was published"]
         busy = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in s.busy.items())
+        if "decode" not in s.busy:
+            return [f"  {s.wall:.1f} s; busy: {busy}; workers: {self.pools}"]
         return [
             f"  {s.wall:.1f} s, of which {s.start:.1f} s start; busy: {busy}; held back by {s.held_back_by}",
             f"  {self.frames_decoded} frames decoded, once for all models; workers: {self.pools}",

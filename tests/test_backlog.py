@@ -1,5 +1,6 @@
 """The backlog: plan minus published minus staged, and what results make of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from featlib.backlog import Backlog, staged_for
 from featlib.layout import Keys
 from featlib.plan import Plan, PlanItems, Unit
-from featlib.shards.staging import list_pieces
-from featlib.storage import Store
+from featlib.shards.staging import list_pieces, stage
+from featlib.storage import Store, StoreOptions, stat_media
 from tests.shards.make import Item, planned, staged
 
 KEYS = Keys("d")
@@ -37,6 +38,14 @@ def _units(store: Store, plan: Plan, backlog: Backlog) -> list[Unit]:
 
 def _media(units: list[Unit]) -> list[str]:
     return [i.media_id for u in units for i in u.items]
+
+
+def _stage_of(store: Store, media_id: str, media: Path) -> None:
+    """Stages an item as made of the file that ``media`` is now."""
+    now = stat_media(str(media), StoreOptions())
+    report = Item(media_id).report(["a"])
+    report = replace(report, uri=str(media), facts=replace(report.facts, size=now.size, etag=now.etag))
+    stage(store, KEYS, shard=0, unit=media_id, rows=[Item(media_id).rows("a")], reports=[report], fingerprints=PRINTS)
 
 
 def test_everything_is_open_at_first(store: Store) -> None:
@@ -147,3 +156,17 @@ def test_staged_for_looks_at_each_items_own_labels(store: Store) -> None:
     pieces = list_pieces(store, KEYS)[0]
     found = staged_for(pieces, {"v0": ("a",), "v1": ("a", "b")}, PRINTS)
     assert set(found) == {"v0"}
+
+
+def test_what_was_staged_of_a_file_that_was_replaced_is_done_again(store: Store, tmp_path: Path) -> None:
+    plan = _plan(store)
+    same, other, gone = (tmp_path / name for name in ("same.mp4", "other.mp4", "gone.mp4"))
+    for media_id, media in (("v0", same), ("v1", other), ("v2", gone)):
+        media.write_bytes(b"first")
+        _stage_of(store, media_id, media)
+    other.write_bytes(b"another")
+    gone.unlink()
+    backlog = Backlog(plan, _needs("xxx..."), PRINTS)
+    assert _media(_units(store, plan, backlog)) == ["v1"]
+    assert backlog.ready_shards() == []
+    assert backlog.finish(0, [("v1", 0, 1, {})])

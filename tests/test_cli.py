@@ -108,6 +108,12 @@ def test_every_field_of_a_job_is_an_option() -> None:
     assert fields - options == set()
 
 
+def test_every_field_of_an_aggregation_is_an_option() -> None:
+    from featlib.config import AggregateConfig
+
+    assert AggregateConfig.model_fields.keys() - {p.name for p in cli.commands["aggregate"].params} == set()
+
+
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(arguments)

@@ -104,6 +104,7 @@ assert len(features.to_pandas()) == len(features.outcomes()) == len(features.to_
 
 def test_exported_names() -> None:
     assert featlib.__all__ == [
+        "AggregateConfig",
         "ConfigError",
         "ExtractConfig",
         "FeatlibError",
@@ -112,6 +113,7 @@ def test_exported_names() -> None:
         "ModelConfig",
         "StoppedError",
         "Summary",
+        "aggregate",
         "extract",
         "open_features",
     ]
@@ -191,6 +193,7 @@ def test_no_torch_in(part: str) -> None:
         ("plan", ("featlib.media", "featlib.extractors", "featlib.inference", "featlib.shards", "featlib.dataflow")),
         ("media", ("featlib.plan", "featlib.extractors", "featlib.inference", "featlib.shards", "featlib.dataflow")),
         ("extractors", ("featlib.plan", "featlib.media", "featlib.shards", "featlib.dataflow")),
+        ("heads", ("featlib.plan", "featlib.media", "featlib.shards", "featlib.dataflow")),
         ("inference", ("featlib.plan", "featlib.media", "featlib.shards", "featlib.dataflow")),
         ("shards", ("featlib.media", "featlib.extractors", "featlib.inference", "featlib.dataflow")),
     ],

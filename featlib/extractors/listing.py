@@ -63,7 +63,7 @@ def _card(found: Description) -> str:
         "frames": str(_frames(found)),
         "mean, std": f"{found.input.mean}, {found.input.std}",
         "sampling": found.sampling,
-        "feature": f"{list(found.feature_shape)} float32 at layer penultimate",
+        "feature": f"{list(found.feature_shape)} float32 at layer {found.layer}",
         "parameters": f"{found.parameters:,}",
         "FLOPs": f"{found.flops / 1e9:.2f} G for one {found.kind} (a multiply-add counts as two)",
         "weights": f"{', '.join(found.weights)} (default: {found.default_weights})",

@@ -25,7 +25,7 @@ class Pretrained:
     Args:
         name: As a user types it, ``IMAGENET1K_V2``.
         enum: With its class, ``ResNet50_Weights.IMAGENET1K_V2``.
-        url: Of the state dict.
+        url: Of the state dict; empty when its publishers offer no file that can be fetched by name.
         input: What a network with these weights reads.
     """
 
@@ -70,6 +70,9 @@ class Network:
         unused: Prefixes of state dict keys that are of no use at inference.
         renames: Patterns and replacements for keys of old files.
         exact_frames: The only clip length that the network takes, or None.
+        layer: What the features are when the user says nothing.
+        optional: Prefixes of keys that a file may lack, because public files were saved without their last layers;
+            a layer that depends on them is then refused.
     """
 
     name: str
@@ -87,6 +90,8 @@ class Network:
     unused: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = field(default=())
     exact_frames: int | None = None
+    layer: str = "penultimate"
+    optional: tuple[str, ...] = ()
 
     @property
     def default_pretrained(self) -> Pretrained:

@@ -48,6 +48,7 @@ def describe_input(reads: InputSpec) -> str:
     return (
         f"resize={_sides(pixels.resize)},crop={_sides(pixels.crop or ())},interpolation={pixels.interpolation},"
         f"antialias={str(pixels.antialias).lower()},mean={_values(reads.mean)},std={_values(reads.std)}"
+        f"{',order=bgr' if reads.order == 'bgr' else ''}"
     )
 
 

@@ -16,7 +16,7 @@ from featlib.errors import ConfigError
 from featlib.extractors.network import Network, Pretrained
 from featlib.spec import FrameSampling, InputSpec, Kind
 
-_MODULES = ("featlib.extractors.torchvision_networks",)
+_MODULES = ("featlib.extractors.torchvision_networks", "featlib.extractors.own_networks")
 _FAMILIES: list[Callable[[], Iterable[Network]]] = []
 
 Family = Callable[[], Iterable[Network]]
@@ -27,7 +27,8 @@ class Description:
     """What ``featlib models`` says about a network, at its default weights, sampling and layer.
 
     Args:
-        feature_shape: Of the penultimate layer, for one frame or clip.
+        layer: What the features are when the user says nothing.
+        feature_shape: Of that layer, for one frame or clip.
         parameters: Learned numbers that inference uses; heads that only help training are not counted.
         flops: Floating-point operations for one frame or clip; a multiply-add counts as two.
         weights: Enum names that ``--weights`` takes.
@@ -39,6 +40,7 @@ class Description:
     kind: Kind
     input: InputSpec
     sampling: str
+    layer: str
     feature_shape: tuple[int, ...]
     parameters: int
     flops: int
@@ -133,13 +135,14 @@ def describe(name: str) -> Description:
     reads = found.default_pretrained.input
     settings = found.settings(probe.side(reads), True)
     frames = 1 if isinstance(found.sampling, FrameSampling) else found.sampling.frames
-    shapes = probe.probe(found, settings, probe.input_shape(reads, frames), "penultimate")
+    shapes = probe.probe(found, settings, probe.input_shape(reads, frames), found.layer)
     return Description(
         name=found.name,
         family=found.family,
         kind=found.kind,
         input=reads,
         sampling=str(found.sampling),
+        layer=found.layer,
         feature_shape=shapes.feature_shape,
         parameters=shapes.parameters,
         flops=probe.count_flops(found, settings, probe.input_shape(reads, frames)),

@@ -79,13 +79,16 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
     loaded = load_weights(
         network, choice, lambda found: preset.choose_preset(network, config.preprocess, found), options
     )
-    shapes = _check_fit(network, loaded.settings, loaded.reads, sampling, config.layer)
-    _check_finite(loaded.state, shapes.used, f"--weights {choice}: layer {config.layer} of {network.name}")
+    layer = config.layer or network.layer
+    shapes = _check_fit(network, loaded.settings, loaded.reads, sampling, layer)
+    what = f"--weights {choice}: layer {layer} of {network.name}"
+    _check_present(loaded.absent, shapes.used, what)
+    _check_finite(loaded.state, shapes.used, what)
     keep_payload(network, loaded)
     return ResolvedModel(
         label=config.label,
         network=network.name,
-        layer=config.layer,
+        layer=layer,
         precision=config.precision,
         batch_size=config.batch_size,
         input=loaded.reads,
@@ -128,6 +131,11 @@ def _check_fit(network: Network, settings: Settings, reads: InputSpec, sampling:
         frames = sampling.frames
         probe.check_frames(network, settings, reads, frames)
     return probe.probe(network, settings, probe.input_shape(reads, frames), layer)
+
+
+def _check_present(absent: frozenset[str], used: frozenset[str], what: str) -> None:
+    if missing := sorted(absent & used):
+        raise ConfigError(f"{what} depends on {missing[0]}, which the file does not hold; choose an earlier layer")
 
 
 def _check_finite(state: dict[str, torch.Tensor], used: frozenset[str], what: str) -> None:

@@ -103,7 +103,19 @@ def num_classes(state: RawState, last_layer: str) -> int | None:
     return None if weight is None or weight.ndim < 2 else weight.shape[0]
 
 
-def fit(network: Network, settings: Settings, state: RawState, source: str) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Fitted:
+    """The complete state dict of a network.
+
+    Args:
+        absent: Keys of optional layers that the file lacks; their values are zeros that nothing may use.
+    """
+
+    tensors: dict[str, Tensor]
+    absent: frozenset[str]
+
+
+def fit(network: Network, settings: Settings, state: RawState, source: str) -> Fitted:
     """The complete state dict of the network, from ``state``, with float32 weights.
 
     The network's own loading does the work, so that torchvision's conversions of old files apply.
@@ -115,6 +127,8 @@ def fit(network: Network, settings: Settings, state: RawState, source: str) -> d
     own = module.state_dict()
     _check_shapes(network, state.tensors, own, source)
     tensors = {k: _as_stored(v, own.get(k)) for k, v in state.tensors.items()}
+    absent = frozenset(k for k in own if k not in tensors and k.startswith(network.optional))
+    tensors |= {k: torch.zeros(own[k].shape, dtype=own[k].dtype) for k in absent}
     try:
         missing, unexpected = assign(module, tensors, state.versions)
     except (RuntimeError, ValueError) as error:
@@ -124,7 +138,7 @@ def fit(network: Network, settings: Settings, state: RawState, source: str) -> d
         raise ConfigError(
             f"--weights {source}: do not fit {network.name}: {'; '.join(problems)}; give the weights of this network"
         )
-    return complete(module)
+    return Fitted(complete(module), absent)
 
 
 def assign(

@@ -126,6 +126,11 @@ def cache_path(pretrained: Pretrained) -> Path:
 
 
 def _cached(pretrained: Pretrained) -> bytes:
+    if not pretrained.url:
+        raise ConfigError(
+            f"weights {pretrained.enum} are not to be had by name, no public file of them has a fixed place; "
+            "give --weights PATH of a state dict or --weights random:SEED"
+        )
     path = cache_path(pretrained)
     try:
         if not path.exists():
@@ -170,12 +175,14 @@ class LoadedWeights:
         sha256: Of the file's bytes; of names and values for random weights.
         reads: The preprocessing that goes with them.
         settings: Constructor arguments of the network that they fit.
+        absent: Keys of layers that the file lacks and that no feature may depend on.
     """
 
     state: dict[str, Tensor]
     sha256: str
     reads: InputSpec
     settings: Settings
+    absent: frozenset[str] = frozenset()
 
 
 def load_weights(
@@ -203,7 +210,8 @@ def load_weights(
     raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
     preset.check_side(network, reads, network.side_in(raw.tensors))
     settings = _settings_for(network, reads, raw)
-    return LoadedWeights(state_dict.fit(network, settings, raw, str(choice)), file.sha256, reads, settings)
+    fitted = state_dict.fit(network, settings, raw, str(choice))
+    return LoadedWeights(fitted.tensors, file.sha256, reads, settings, fitted.absent)
 
 
 def _settings_for(network: Network, reads: InputSpec, raw: state_dict.RawState) -> Settings:

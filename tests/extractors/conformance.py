@@ -2,10 +2,12 @@
 
 The weights are random, with batch norm statistics taken from the pictures of the test: without them the values
 of deep networks fade to 1e-14. The expected features come from torchvision alone: the class's own constructor, its
-own presets' functions and the last layer replaced by an identity, so nothing of featlib takes part in them.
+own presets' functions and the last layer replaced by an identity, so nothing of featlib takes part in them. For
+networks that torchvision lacks they come from ``plain_networks``.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from featlib.extractors.weights import payload, release_payloads
 from featlib.inference import Engine
 from featlib.spec import ClipSampling
 from featlib.storage import StoreOptions
+from tests.extractors.plain_networks import PLAIN
 
 SEED = 7
 OPTIONS = StoreOptions()
@@ -53,8 +56,10 @@ HEADS = {
     "video.s3d": "classifier.1",
     "video.swin_transformer": "head",
 }
+# Families of featlib's own, whose plain forward ends at the feature.
+OWN = {"c3d", "i3d", "factorised3d"}
 # Clips that are shorter than the network's own where it takes them: the same code runs, in less time.
-CLIPS = {"video.s3d": "frames=16", "video.swin_transformer": "frames=4", "video.resnet": "frames=8"}
+CLIPS = {"video.s3d": "frames=16", "video.swin_transformer": "frames=4", "video.resnet": "frames=8", "i3d": "frames=16"}
 
 # In fp16 a CPU takes 10 times as long as in fp32, 40 times for 3D convolutions; larger networks need a GPU for it.
 FP16_FLOPS_ON_CPU = 4e9
@@ -71,7 +76,7 @@ class Case:
     payload: bytes
     frames: UInt8Array
     frame_idx: npt.NDArray[np.int64]
-    plain: nn.Module
+    plain: Callable[[torch.Tensor], torch.Tensor]
     x: torch.Tensor
 
 
@@ -80,7 +85,10 @@ def model_config(name: str, **settings: object) -> ModelConfig:
 
 
 def plain_network(name: str) -> nn.Module:
-    """The network as torchvision builds it after ``torch.manual_seed(SEED)``."""
+    """The network as its constructor builds it after ``torch.manual_seed(SEED)``."""
+    if name in PLAIN:
+        torch.manual_seed(SEED)
+        return registry.network(name).constructor().eval()
     crop = get_model_weights(name).DEFAULT.transforms().crop_size
     extra = {"image_size": crop[0]} if name.startswith("vit") else {}
     extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else extra
@@ -90,7 +98,9 @@ def plain_network(name: str) -> nn.Module:
 
 
 def plain_input(name: str, clips: UInt8Array) -> torch.Tensor:
-    """Clips of uint8 frames (N, T, H, W, 3) as torchvision's preset hands them to the network."""
+    """Clips of uint8 frames (N, T, H, W, 3) as torchvision's preset, or the paper, hands them to the network."""
+    if name in PLAIN:
+        return PLAIN[name].input(torch.from_numpy(clips))
     preset = get_model_weights(name).DEFAULT.transforms()
     x = convert_image_dtype(torch.from_numpy(clips).permute(0, 1, 4, 2, 3), torch.float)
     x = normalize(x, preset.mean, preset.std)
@@ -118,7 +128,16 @@ def without_head(network: nn.Module, head: str) -> nn.Module:
     return network
 
 
-def plain_features(network: nn.Module, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> FloatArray:
+def plain_feature(name: str, network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    if name not in PLAIN:
+        return without_head(network, HEADS[registry.network(name).family])
+    state = network.state_dict()
+    return lambda x: PLAIN[name].feature(state, x)
+
+
+def plain_features(
+    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> FloatArray:
     """Features of the one clip in ``x``, under torch's own autocast for half precision."""
     half = dtype != torch.float32
     with torch.inference_mode(), torch.autocast("cpu", dtype=dtype if half else torch.bfloat16, enabled=half):
@@ -142,7 +161,7 @@ def make_case(name: str, folder: Path) -> Case:
     safetensors.torch.save_file({f"model.{k}": v for k, v in network.state_dict().items()}, path)
     resolved = resolve(model_config(name, weights=str(path), clip_sampling=clip_sampling), OPTIONS)
     path.unlink()
-    plain = without_head(network, HEADS[described.family])
+    plain = plain_feature(name, network)
     return Case(
         resolved, payload(resolved, OPTIONS), frames, frame_idx, plain, plain_input(name, frames[frame_idx[1:]])
     )

@@ -6,7 +6,7 @@ import pytest
 from torchvision.models import get_model_weights
 
 from featlib.extractors import registry
-from tests.extractors.conformance import HEADS, run_conformance
+from tests.extractors.conformance import HEADS, OWN, run_conformance
 
 # The fewest operations of each family; the test below holds the list complete.
 SMALLEST = {
@@ -31,6 +31,9 @@ SMALLEST = {
     "video.resnet": "r3d_18",
     "video.s3d": "s3d",
     "video.swin_transformer": "swin3d_t",
+    "c3d": "c3d",
+    "i3d": "i3d_rgb",
+    "factorised3d": "factorised3d",
 }
 OTHERS = [name for name in registry.names() if name not in SMALLEST.values()]
 
@@ -80,7 +83,13 @@ FEATURE_SIZES = {
     "swin3d_t": 768,
     "swin3d_s": 768,
     "swin3d_b": 1024,
+    "c3d": 4096,
+    "i3d_rgb": 1024,
+    "factorised3d": 256,
 }
+
+# Parameters in millions as published, of networks that torchvision lacks.
+PUBLISHED = {"c3d": 79.99, "i3d_rgb": 12.70}
 
 
 @pytest.mark.parametrize("name", SMALLEST.values())
@@ -96,13 +105,23 @@ def test_every_other_network_conforms(name: str, tmp_path: Path) -> None:
 
 def test_every_family_has_a_member_in_the_conformance_test() -> None:
     families = {registry.network(name).family for name in registry.names()}
-    assert families == SMALLEST.keys() == HEADS.keys()
+    assert families == SMALLEST.keys() == HEADS.keys() | OWN
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_sizes_of_every_network(name: str) -> None:
+def test_feature_size_of_every_network(name: str) -> None:
     described = registry.describe(name)
     assert described.feature_shape == (FEATURE_SIZES.get(name, described.feature_shape[-1]),)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_of_own_networks_are_the_published_ones(name: str) -> None:
+    assert round(registry.describe(name).parameters / 1e6, 2) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if registry.network(name).source == "torchvision"])
+def test_parameters_of_torchvision_networks_are_the_published_ones(name: str) -> None:
+    described = registry.describe(name)
     published = get_model_weights(name).DEFAULT.meta["num_params"]
     # Published counts include the auxiliary head of Inception, which is of no use at inference: 1000 classes
     # from 768 channels, with its convolutions 3,326,696 in all.

@@ -1,0 +1,1 @@
+"""Networks that torchvision lacks, as bare modules: they know nothing of weights, presets or sampling."""
