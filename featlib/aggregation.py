@@ -6,11 +6,12 @@ staged piece, then the publish. So it resumes in the same way, and its partition
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,42 +20,52 @@ from featlib import partition
 from featlib.backlog import Backlog
 from featlib.config import AggregateConfig, fingerprint
 from featlib.drivers import Claim
-from featlib.errors import ConfigError
-from featlib.heads.pooling import Floats, fuse, l2_normalised, pool, steps_of
+from featlib.errors import ConfigError, StoppedError
+from featlib.heads.pooling import Floats, Pooled, fuse, l2_normalised, steps_of
 from featlib.items import ItemReport, ModelReport, PlanItem
 from featlib.layout import Keys, PartName
-from featlib.ledger import Ledger, Rows
-from featlib.plan import Plan, PlanItems, read_plan
+from featlib.ledger import STATUSES, Ledger, Rows
+from featlib.plan import Digests, Plan, PlanItems, digest, read_plan, shard_rows
 from featlib.progress import Reporter, SilentReporter
-from featlib.publisher import ShardPublisher, remove_history
+from featlib.publisher import ShardPublisher
 from featlib.shards.publish import Event
 from featlib.shards.schema import OUTCOMES, Provenance, to_json
-from featlib.shards.staging import feature_rows, stage
+from featlib.shards.staging import feature_rows, list_pieces, stage
 from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store, StoreOptions, redact
 from featlib.summary import Seconds, Summary
 from featlib.unit import CLIPS
 
 _COLUMNS = ["media_id", "start_s", "end_s", "frame_s", "feature", "feature_shape"]
-_BATCH_ROWS = 1024
+_TRIES = 3
 _MB = 1 << 20
 _VERSION = "1"
+_OK, _PARTIAL, _FAILED = (STATUSES.index(status) for status in ("ok", "partial", "failed"))
 _BY_SEVERITY: tuple[Status, ...] = ("ok", "partial", "skipped", "failed")
 
 
-@dataclass(frozen=True)
-class VideoRows:
-    """All rows of one video under one model.
+class PooledVideo:
+    """All rows of one video under one model, taken in row by row.
 
     Args:
-        steps: float32 (num_steps, D).
-        frame_s: Presentation times of the source frames in them, each once, in order.
+        frame_s: Presentation times of the source frames in them.
     """
 
-    steps: Floats
-    start_s: float | None
-    end_s: float | None
-    frame_s: tuple[float, ...]
+    def __init__(self) -> None:
+        self.steps = Pooled()
+        self.start_s: float | None = None
+        self.end_s: float | None = None
+        self.frame_s: set[float] = set()
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows in, at least one."""
+        shape = rows["feature_shape"][0].as_py()
+        values = np.concatenate([c.flatten().to_numpy(zero_copy_only=False) for c in rows["feature"].chunks])
+        self.steps.add(steps_of(values.reshape(rows.num_rows, -1), shape))
+        starts = [s for s in [self.start_s, *rows["start_s"].to_pylist()] if s is not None]
+        ends = [e for e in [self.end_s, *rows["end_s"].to_pylist()] if e is not None]
+        self.start_s, self.end_s = min(starts, default=None), max(ends, default=None)
+        self.frame_s.update(t for times in rows["frame_s"].to_pylist() for t in times or ())
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,9 @@ class _Job:
     plan: Plan
     items: PlanItems
     ledger: Ledger
+    needs: Rows
+    replaced: frozenset[str]
+    ready: Rows
 
 
 def aggregate(
@@ -80,29 +94,62 @@ def aggregate(
     store, keys = Store(config.output, StoreOptions(config.endpoint_url, config.anon)), Keys(config.dataset)
     started = time.monotonic()
     with reporter or SilentReporter() as shown:
-        provenance = _provenance(config, store, keys)
-        partition.check(store, keys, {config.label: provenance})
+        _checked(config, store, keys)
         with Claim(store, keys) as claim:
             shown.stage("reading the plan")
             claim.settle()
-            partition.register(store, keys, {config.label: provenance})
-            remove_history(store, keys, [config.label])
+            provenance = _checked(config, store, keys)  # again: a driver that ended meanwhile may have changed it
             plan = read_plan(store, keys)
-            ledger = Ledger(plan, [*config.features, config.label])
-            ledger.load(store, keys)
-            job = _Job(config, store, keys, provenance, plan, PlanItems(store, plan), ledger)
-            needs = _needs(job)
-            seconds = _work(job, needs, claim, shown, on_event)
+            if not len(plan.ids):
+                raise ConfigError(f"{redact(store.url)}: the plan of dataset {keys.dataset} is gone; extract it again")
+            partition.register(store, keys, {config.label: provenance})
+            _remove_pieces(store, keys, config.label)
+            job = _job(config, store, keys, provenance, plan)
+            seconds = _work(job, claim, shown, on_event)
             seconds.wall = time.monotonic() - started
-            summary = _summary(job, seconds, did_work=bool(needs.any()))
+            summary = _summary(job, seconds)
             if summary.did_work:
                 store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
             return summary
 
 
+def _checked(config: AggregateConfig, store: Store, keys: Keys) -> Provenance:
+    """What makes the vectors; refused when they cannot be made, or when the partition was made otherwise."""
+    provenance = _provenance(config, store, keys)
+    partition.check(store, keys, {config.label: provenance}, another="--label NEWLABEL")
+    sizes = {label: _vector_size(store, keys, label) for label in config.features}
+    known = {size for size in sizes.values() if size is not None}
+    if config.fuse == "mean" and len(known) > 1:
+        raise ConfigError(f"--fuse mean: needs vectors of one size, these have {sorted(known)}; use concat")
+    return provenance
+
+
+def _vector_size(store: Store, keys: Keys, label: str) -> int | None:
+    """D of the rows of a partition, which are [D] or [T, D]; None while it has no rows."""
+    for info in store.list(keys.features(label)):
+        with store.open(info.key) as file:
+            rows = next(pq.ParquetFile(file).iter_batches(1, columns=["feature_shape"]), None)
+        if rows is None or not rows.num_rows:
+            continue
+        shape = rows["feature_shape"][0].as_py()
+        if len(shape) > 2:
+            raise ConfigError(
+                f"--features {label}: its rows are maps of shape {shape}; aggregate takes vectors [D] or steps [T, D], "
+                "extract a layer behind the pooling"
+            )
+        return int(shape[-1])
+    return None
+
+
+def _remove_pieces(store: Store, keys: Keys, label: str) -> None:
+    """Vectors that a broken run staged: their sources may have changed since, and they are made again in no time."""
+    pieces = (piece for staged in list_pieces(store, keys).values() for piece in staged)
+    store.delete([piece.key for piece in pieces if label in piece.fingerprints])
+
+
 def _provenance(config: AggregateConfig, store: Store, keys: Keys) -> Provenance:
-    """What makes the vectors, the fingerprints of what they are made of among it."""
-    sources = {}
+    """What makes the vectors: the fingerprints of what they are made of, in the order of fusion, among it."""
+    sources = []
     for label in config.features:
         settings = partition.registered(store, keys, label)
         if settings is None:
@@ -111,7 +158,7 @@ def _provenance(config: AggregateConfig, store: Store, keys: Keys) -> Provenance
                 f"--features {label}: {redact(store.url)} has no model={label} of dataset {keys.dataset}; "
                 f"there is {', '.join(have) or 'nothing'}"
             )
-        sources[label] = fingerprint(settings)
+        sources.append((label, fingerprint(settings)))
     semantics = {
         "features": to_json(sources),
         "pool": config.pool,
@@ -127,46 +174,113 @@ def _outcomes_root(keys: Keys) -> str:
     return f"outcomes/dataset={keys.dataset}"
 
 
-def _needs(job: _Job) -> Rows:
-    """Items that every source is done with and the result is not; failed ones again once a source has rows."""
-    ledger, config = job.ledger, job.config
-    ready = np.logical_and.reduce([ledger.done(label, retry_failed=False) for label in config.features])
-    has_rows = np.logical_and.reduce([ledger.done(label, retry_failed=True) for label in config.features])
-    mine = ledger.done(config.label, retry_failed=False)
-    failed = mine & ~ledger.done(config.label, retry_failed=True)
-    needs: Rows = (ready & ~mine) | (failed & has_rows)
-    return needs
+@dataclass(frozen=True)
+class _Known:
+    """What the outcomes of a label say of each item of the plan.
+
+    Args:
+        status: A code of ``ledger.STATUSES``; 0: no outcome.
+        source: Digest of the media's size and etag; empty when they were never learned.
+        empty: The item has no rows although it did not fail.
+    """
+
+    status: npt.NDArray[np.int8]
+    source: Digests
+    empty: Rows
+
+    @property
+    def has_rows(self) -> Rows:
+        rows: Rows = ((self.status == _OK) | (self.status == _PARTIAL)) & ~self.empty
+        return rows
 
 
-def _work(job: _Job, needs: Rows, claim: Claim, shown: Reporter, on_event: Event) -> Seconds:
+def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
+    count = len(plan.ids)
+    known = _Known(np.zeros(count, np.int8), np.zeros(count, plan.ids.dtype), np.zeros(count, np.bool_))
+    for info in store.list(keys.outcomes(label)):
+        name = PartName.parse(info.key)
+        if name is None:
+            continue
+        rows = shard_rows(plan, name.shard)
+        with store.open(info.key) as file:
+            outcomes = pq.ParquetFile(file).read(columns=["media_id", "status", "num_rows", "size", "etag"])
+        for o in outcomes.to_pylist():
+            row = rows.get(digest(o["media_id"]))
+            if row is not None:
+                known.status[row] = STATUSES.index(o["status"])
+                known.empty[row] = not o["num_rows"]
+                if o["etag"] is not None or o["size"] is not None:
+                    known.source[row] = digest(f"{o['size']}/{o['etag']}")
+    return known
+
+
+def _job(config: AggregateConfig, store: Store, keys: Keys, provenance: Provenance, plan: Plan) -> _Job:
+    """What is to be done: items without a vector, and those whose sources say something else than when it was made.
+
+    An item is left open while its sources were made of different versions of the media.
+    """
+    sources = [_known(store, keys, plan, label) for label in config.features]
+    mine = _known(store, keys, plan, config.label)
+    ready = np.logical_and.reduce([s.status > 0 for s in sources])
+    for other in sources[1:]:
+        ready &= ~_differ(sources[0].source, other.source)
+    moved = np.logical_or.reduce([_differ(s.source, mine.source) for s in sources])
+    gained = (mine.status == _FAILED) & np.logical_and.reduce([s.has_rows for s in sources])
+    lost = mine.has_rows & ~np.logical_and.reduce([s.has_rows for s in sources])
+    replaced = ready & (mine.status > 0) & (moved | lost)
+    needs: Rows = ready & ((mine.status == 0) | gained | replaced)
+    ledger = Ledger(plan, [config.label])
+    ledger.load(store, keys)
+    items = PlanItems(store, plan)
+    return _Job(config, store, keys, provenance, plan, items, ledger, needs, _ids(plan, items, replaced), ready)
+
+
+def _differ(a: Digests, b: Digests) -> Rows:
+    """Where both are known and not the same."""
+    rows: Rows = (a != b) & (a != b"") & (b != b"")
+    return rows
+
+
+def _ids(plan: Plan, items: PlanItems, rows: Rows) -> frozenset[str]:
+    """Media ids of rows of the plan."""
+    found: set[str] = set()
+    for shard in np.unique(plan.shards[rows]):
+        mine = rows[plan.rows_of(int(shard)).start : plan.rows_of(int(shard)).stop]
+        found.update(i.media_id for i, wanted in zip(items.shard(int(shard)), mine, strict=True) if wanted)
+    return frozenset(found)
+
+
+def _work(job: _Job, claim: Claim, shown: Reporter, on_event: Event) -> Seconds:
     label, seconds = job.config.label, Seconds(workers={"aggregate": 1})
-    backlog = Backlog(job.plan, {label: needs}, {label: job.provenance.fingerprint})
+    backlog = Backlog(job.plan, {label: job.needs}, {label: job.provenance.fingerprint})
     publisher = ShardPublisher(
         job.store,
         job.keys,
         job.items,
         backlog,
         {label: job.provenance},
-        frozenset(),
+        job.replaced,
         job.config.shard_mb * _MB,
         claim,
         on_event,
     )
     shown.stage("aggregating")
     shown.begin(backlog.num_items)
-    run = uuid.uuid4().hex[:10]
+    listed = {name: _features_by_shard(job, name) for name in job.config.features}
     for shard in backlog.shards:
         started = time.monotonic()
         items = job.items.shard(shard)
         wanted = backlog.needs_of(shard, items)
-        reports = _stage_shard(job, shard, [i for i in items if i.media_id in wanted], run)
-        on_event("shard_staged", str(shard))
-        while True:  # a piece that turns out to be damaged is deleted by the publish, and made again
+        todo = [i for i in items if i.media_id in wanted]
+        keys_of = {name: by_shard.get(shard, []) for name, by_shard in listed.items()}
+        for _ in range(_TRIES):  # a piece that turns out to be damaged is deleted by the publish, and made again
+            reports = _stage_shard(job, shard, todo, keys_of)
+            on_event("shard_staged", str(shard))
             published = publisher.publish(shard)
             if not published.again:
                 break
-            again = {i.media_id for unit in published.again for i in unit.items}
-            _stage_shard(job, shard, [i for i in items if i.media_id in again], run)
+        else:
+            raise StoppedError(f"shard {shard}: what was staged came back damaged {_TRIES} times; look at the store")
         for name, outcomes in published.outcomes.items():
             job.ledger.record(name, shard, outcomes)
         bad = sum(r.models[label].status in ("failed", "partial") for r in reports)
@@ -175,10 +289,13 @@ def _work(job: _Job, needs: Rows, claim: Claim, shown: Reporter, on_event: Event
     return seconds
 
 
-def _stage_shard(job: _Job, shard: int, items: Sequence[PlanItem], run: str) -> list[ItemReport]:
+def _stage_shard(
+    job: _Job, shard: int, items: Sequence[PlanItem], keys_of: Mapping[str, Sequence[str]]
+) -> list[ItemReport]:
     """Computes the vectors of some items of a shard and stages them as one piece."""
     config = job.config
-    sources = {label: _vectors(job, label, shard, {i.media_id for i in items}) for label in config.features}
+    ids = {i.media_id for i in items}
+    sources = {label: pooled_videos(job.store, keys, ids) for label, keys in keys_of.items()}
     before = {label: _outcomes(job, label, shard) for label in config.features}
     reports, vectors, clips = [], [], []
     for item in items:
@@ -206,7 +323,7 @@ def _stage_shard(job: _Job, shard: int, items: Sequence[PlanItem], run: str) -> 
         job.store,
         job.keys,
         shard=shard,
-        unit=f"{run}-{config.label[:64]}-{shard:05d}",
+        unit=f"{uuid.uuid4().hex[:10]}-{config.label[:64]}",
         rows=[table],
         reports=reports,
         fingerprints={config.label: job.provenance.fingerprint},
@@ -217,22 +334,21 @@ def _stage_shard(job: _Job, shard: int, items: Sequence[PlanItem], run: str) -> 
 def _fused(
     config: AggregateConfig,
     item: PlanItem,
-    found: Mapping[str, VideoRows | None],
+    found: Mapping[str, PooledVideo | None],
     outcomes: Sequence[Mapping[str, object] | None],
 ) -> tuple[ItemReport, Floats | None]:
     """The report of one item, and its vector when every source has rows of it."""
     facts, before = _facts(outcomes), _worst(outcomes)
-    vectors = [rows.steps[0] for rows in found.values() if rows is not None]
+    vectors = [video.steps.pooled(config.pool) for video in found.values() if video is not None]
     model, vector = before, None
-    if len(vectors) == len(found):
-        try:
-            fused = vectors[0] if len(vectors) == 1 else fuse(vectors, config.fuse)
-            vector = l2_normalised(fused) if config.normalize else fused
-            model = replace(before, num_rows=1)
-        except ValueError as error:
-            raise ConfigError(f"--fuse {config.fuse}: {error}") from None
-    elif before.status in ("ok", "partial"):
-        lacking = next(label for label, rows in found.items() if rows is None)
+    if before.status in ("failed", "skipped"):
+        pass  # rows of a retry that was cut before its commit do not count yet
+    elif len(vectors) == len(found):
+        fused = vectors[0] if len(vectors) == 1 else fuse(vectors, config.fuse)
+        vector = l2_normalised(fused) if config.normalize else fused
+        model = replace(before, num_rows=1)
+    else:
+        lacking = next(label for label, video in found.items() if video is None)
         model = ModelReport("failed", 0, "no_rows", f"model={lacking} has no rows of this item to aggregate")
     report = ItemReport(
         item.media_id, item.uri, Segment(0, 1), facts, created=time.time(), models={config.label: model}
@@ -264,7 +380,7 @@ def _facts(outcomes: Sequence[Mapping[str, object] | None]) -> MediaFacts:
     return MediaFacts(**{name: first[name] for name in names})  # type: ignore[arg-type]
 
 
-def _clip(place: int, rows: Sequence[VideoRows]) -> dict[str, object]:
+def _clip(place: int, rows: Sequence[PooledVideo]) -> dict[str, object]:
     starts = [r.start_s for r in rows if r.start_s is not None]
     ends = [r.end_s for r in rows if r.end_s is not None]
     return {
@@ -287,76 +403,48 @@ def _outcomes(job: _Job, label: str, shard: int) -> dict[str, Mapping[str, objec
     return {row["media_id"]: row for row in rows}
 
 
-def _vectors(job: _Job, label: str, shard: int, wanted: set[str]) -> dict[str, VideoRows]:
-    """The pooled vector of each wanted item of a shard under one model, as rows of a single step."""
-    return {
-        media_id: replace(rows, steps=pool(rows.steps, job.config.pool)[None])
-        for media_id, rows in video_rows(job.store, job.keys, label, shard)
-        if media_id in wanted
-    }
-
-
-def video_rows(store: Store, keys: Keys, label: str, shard: int) -> Iterator[tuple[str, VideoRows]]:
-    """Every item of a shard under one model with all its rows, one item in memory at a time.
-
-    The rows of an item lie together in one object, in the order of their clips.
-    """
-    for info in store.list(keys.features(label)):
+def _features_by_shard(job: _Job, label: str) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for info in job.store.list(job.keys.features(label)):
         name = PartName.parse(info.key)
-        if name is None or name.shard != shard:
-            continue
-        with store.open(info.key) as file:
-            batches = pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_COLUMNS)
-            yield from _by_item(batches)
+        if name is not None:
+            found.setdefault(name.shard, []).append(info.key)
+    return found
 
 
-def _by_item(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[str, VideoRows]]:
-    current, parts = "", list[pa.RecordBatch]()
-    for batch in batches:
-        ids = np.asarray(batch["media_id"].to_pylist(), dtype=object)
-        starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
-        for start, stop in pairwise(starts):
-            if start == stop:
-                continue
-            if ids[start] != current and parts:
-                yield current, _video(parts)
-                parts = []
-            current = str(ids[start])
-            parts.append(batch.slice(start, stop - start))
-    if parts:
-        yield current, _video(parts)
+def pooled_videos(store: Store, keys: Sequence[str], wanted: Collection[str]) -> dict[str, PooledVideo]:
+    """The wanted items in some features objects, by media id; one row group is in memory at a time."""
+    found: dict[str, PooledVideo] = {}
+    for key in keys:
+        with store.open(key) as file:
+            source = pq.ParquetFile(file)
+            for group in range(source.metadata.num_row_groups):
+                table = source.read_row_group(group, columns=_COLUMNS)
+                for media_id, rows in _by_item(table):
+                    if media_id in wanted:
+                        found.setdefault(media_id, PooledVideo()).add(rows)
+    return found
 
 
-def _video(parts: Sequence[pa.RecordBatch]) -> VideoRows:
-    table = pa.Table.from_batches(parts)
-    shape = table["feature_shape"][0].as_py()
-    values = np.concatenate([c.flatten().to_numpy(zero_copy_only=False) for c in table["feature"].chunks])
-    starts = [s for s in table["start_s"].to_pylist() if s is not None]
-    ends = [e for e in table["end_s"].to_pylist() if e is not None]
-    times = {t for row in table["frame_s"].to_pylist() for t in row or ()}
-    return VideoRows(
-        steps_of(values.reshape(table.num_rows, -1), shape),
-        min(starts) if starts else None,
-        max(ends) if ends else None,
-        tuple(sorted(times)),
-    )
+def _by_item(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Stretches of rows of one item; an item may come in several."""
+    ids = np.asarray(table["media_id"].to_pylist(), dtype=object)
+    if len(ids):
+        for start, stop in pairwise([0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]):
+            yield str(ids[start]), table.slice(start, stop - start)
 
 
-def _summary(job: _Job, seconds: Seconds, *, did_work: bool) -> Summary:
-    config, ledger, url = job.config, job.ledger, job.store.url
-    label = config.label
-    mine = Ledger(job.plan, [label])
-    mine.load(job.store, job.keys)
-    known = np.logical_or.reduce([ledger.done(name, retry_failed=False) for name in config.features])
+def _summary(job: _Job, seconds: Seconds) -> Summary:
+    config, ledger, url, label = job.config, job.ledger, job.store.url, job.config.label
     return Summary(
         dataset=config.dataset,
-        media={name or "open": n for name, n in mine.status_counts(known).items() if n},
-        classes=dict(mine.class_counts(known)),
-        rows={label: mine.num_rows(label)},
+        media={name or "open": n for name, n in ledger.status_counts(job.ready).items() if n},
+        classes=dict(ledger.class_counts(job.ready)),
+        rows={label: ledger.num_rows(label)},
         features={label: f"{url}/{job.keys.features(label)}"},
         outcomes={label: f"{url}/{job.keys.outcomes(label)}"},
         max_failed=config.max_failed,
         seconds=seconds,
         pools="1 aggregate",
-        did_work=did_work,
+        did_work=bool(job.needs.any()),
     )

@@ -190,6 +190,8 @@ class AggregateConfig(_Frozen):
         if not isinstance(data, Mapping) or data.get("label") or not data.get("features"):
             return data
         features = _one_or_many(data["features"])
+        if not isinstance(features, list | tuple):
+            return data
         return {**data, "label": f"{'-'.join(map(str, features))}.{data.get('pool') or 'mean'}"}
 
     @model_validator(mode="after")

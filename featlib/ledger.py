@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from featlib.errors import MediaError
+from featlib.errors import MediaError, TransientError
 from featlib.layout import Keys, PartName
 from featlib.plan import Plan, digest, shard_rows
 from featlib.storage import Store, StoreOptions, stat_media
@@ -115,6 +115,6 @@ def has_changed(uri: str, source: tuple[int | None, str | None], options: StoreO
     """Whether the media at ``uri`` has another size or etag than ``source``; False when it cannot be asked."""
     try:
         now = stat_media(uri, options)
-    except MediaError:
+    except (MediaError, TransientError):
         return False
     return (now.size, now.etag) != source

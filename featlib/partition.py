@@ -32,8 +32,11 @@ def provenance(dataset: str, model: "ResolvedModel") -> Provenance:
     return Provenance(dataset, model.label, fingerprint(semantics), semantics, record)
 
 
-def check(store: Store, keys: Keys, wanted: Mapping[str, Provenance]) -> None:
+def check(store: Store, keys: Keys, wanted: Mapping[str, Provenance], *, another: str = "--model NEWLABEL=...") -> None:
     """Refuses a label whose partition was made with other settings.
+
+    Args:
+        another: How the user gives another label.
 
     Raises:
         ConfigError: Names the setting that differs and both ways out.
@@ -46,7 +49,7 @@ def check(store: Store, keys: Keys, wanted: Mapping[str, Provenance]) -> None:
         differs = "; ".join(f"{n} was {theirs.get(n)}, is now {mine.semantics.get(n)}" for n in names)
         raise ConfigError(
             f"model={label} of dataset {keys.dataset} was made with other settings ({differs}); use another label "
-            f"(--model NEWLABEL=...) or remove the partition (featlib drop --output {redact(store.url)} "
+            f"({another}) or remove the partition (featlib drop --output {redact(store.url)} "
             f"--dataset {keys.dataset} --model {label})"
         )
 

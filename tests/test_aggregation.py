@@ -1,5 +1,6 @@
 """One vector a video from features that were published before; the numbers are those of plain numpy."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import numpy.typing as npt
 import pytest
 
 import featlib
-from featlib.config import AggregateConfig, validated
+from featlib.config import AggregateConfig, Pool, validated
+from featlib.drivers import Claim
 from featlib.errors import ConfigError
-from featlib.heads.pooling import steps_of
+from featlib.heads.pooling import Pooled
 from featlib.storage import Store
-from tests.shards.make import CrashError, Item, planned, publish, publisher, snapshot, staged, value
+from tests.shards.make import KEYS, SHAPES, CrashError, Item, planned, publish, publisher, snapshot, staged, value
 
 IDS = ["v0", "v1", "v2"]
 LABELS = ("a", "b")
@@ -92,10 +94,29 @@ def test_a_vector_covers_the_time_of_its_rows(tmp_path: Path) -> None:
     assert features.outcomes().set_index("media_id").loc["v0", "codec"] == "h264"
 
 
-def test_cells_of_a_map_are_steps_of_its_channels() -> None:
-    maps = np.arange(2 * 5 * 3 * 4, dtype=np.float32).reshape(2, 5, 3, 4)
-    found = steps_of(maps.reshape(2, -1), (5, 3, 4))
-    assert np.array_equal(found, maps.transpose(0, 2, 3, 1).reshape(-1, 5))
+@pytest.mark.parametrize("how", ["mean", "max", "mean_std"])
+def test_steps_in_parts_are_pooled_as_at_once(how: Pool) -> None:
+    """Also far from zero, where sums of squares would lose every digit of the deviation."""
+    steps = (1e4 + np.random.default_rng(0).normal(0, 1e-1, (1000, 3))).astype(np.float32)
+    parts, exact = Pooled(), steps.astype(np.float64)
+    for part in np.split(steps, [1, 10, 11, 700]):
+        parts.add(part)
+    plain = {"mean": exact.mean(0), "max": exact.max(0), "mean_std": np.concatenate([exact.mean(0), exact.std(0)])}
+    assert parts.pooled(how) == pytest.approx(plain[how], rel=1e-6)
+
+
+def test_maps_are_refused_because_nothing_says_which_axis_the_channels_are(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    planned(store, ["v0"])
+    SHAPES["map"] = (2, 2, 2)
+    try:
+        staged(store, "u", [Item("v0")], ["map"])
+        publish(store, ["map"])
+    finally:
+        del SHAPES["map"]
+    with pytest.raises(ConfigError, match=r"--features map: its rows are maps of shape \[2, 2, 2\]"):
+        aggregate(tmp_path, "map")
+    assert store.stat(KEYS.model("map.mean")) is None
 
 
 def test_models_are_fused_by_concatenation_in_the_order_given(tmp_path: Path) -> None:
@@ -117,10 +138,10 @@ def test_models_are_fused_by_their_mean(tmp_path: Path) -> None:
 
 def test_a_mean_of_different_sizes_is_refused_in_one_line(tmp_path: Path) -> None:
     published(tmp_path, [Item(i) for i in IDS])
-    with pytest.raises(ConfigError, match=r"--fuse mean: the mean needs vectors of one size.*use concat") as refusal:
+    with pytest.raises(ConfigError, match=r"--fuse mean: needs vectors of one size.*\[3, 4\]; use concat") as refusal:
         aggregate(tmp_path, "a", "b", fuse="mean")
     assert "\n" not in str(refusal.value)
-    assert not list(tmp_path.glob("features/**/model=a-b.mean/*.parquet"))
+    assert not list(tmp_path.glob("**/*a-b.mean*"))
 
 
 def test_vectors_can_have_length_one(tmp_path: Path) -> None:
@@ -206,8 +227,107 @@ def test_the_fingerprint_holds_that_of_the_source(tmp_path: Path) -> None:
     published(tmp_path, [Item("v0")])
     aggregate(tmp_path, "a")
     settings = featlib.open_features(str(tmp_path), dataset="d", model="a.mean").settings
-    assert settings["features"] == f'{{"a":"{featlib.config.fingerprint({"network": "a"})}"}}'
+    assert settings["features"] == f'[["a","{featlib.config.fingerprint({"network": "a"})}"]]'
     assert settings["pool"] == "mean"
+
+
+def test_another_order_of_fusion_is_another_setting(tmp_path: Path) -> None:
+    published(tmp_path, [Item("v0")])
+    aggregate(tmp_path, "a", "b", label="both")
+    with pytest.raises(ConfigError, match=r"features was .*; use another label \(--label NEWLABEL\)"):
+        aggregate(tmp_path, "b", "a", label="both")
+
+
+def test_a_driver_that_waited_meets_what_the_other_one_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        published(folder, [Item("v0")])
+    aggregate(other, "a", label="video")
+    monkeypatch.setattr(Claim, "settle", lambda claim: shutil.copytree(other, mine, dirs_exist_ok=True))
+    with pytest.raises(ConfigError, match="pool was mean, is now max"):
+        aggregate(mine, "a", label="video", pool="max")
+
+
+def changed(store: Store, label: str, *items: Item) -> None:
+    """What ``extract --changed`` does for items whose files were replaced."""
+    staged(store, f"changed-{label}", items, [label])
+    publish(store, [label], etags={i.media_id: str(i.etag) for i in items})
+
+
+def test_a_vector_follows_its_media(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0"), Item("v1")], ["a"])
+    aggregate(tmp_path, "a")
+    before = vectors(tmp_path, "a.mean")
+    changed(store, "a", Item("v1", etag="e1", created=2.0))
+    assert aggregate(tmp_path, "a").media == {"ok": 2}
+    after = vectors(tmp_path, "a.mean")
+    assert after["v0"] == before["v0"]
+    assert after["v1"] == pytest.approx(np.mean([value("a", "v1", c, "e1") for c in (0, 1, 2)], axis=0), rel=1e-6)
+    assert not aggregate(tmp_path, "a").did_work
+
+
+def test_a_vector_goes_when_its_media_turned_bad(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0"), Item("v1")], ["a"])
+    aggregate(tmp_path, "a")
+    changed(store, "a", Item("v1", etag="e1", created=2.0, status={"a": "failed"}))
+    assert aggregate(tmp_path, "a", max_failed=1.0).media == {"ok": 1, "failed": 1}
+    assert vectors(tmp_path, "a.mean").keys() == {"v0"}
+
+
+def test_two_versions_of_a_video_are_never_fused(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0"), Item("v1")])
+    aggregate(tmp_path, "a", "b", label="both")
+    before = vectors(tmp_path, "both")
+    changed(store, "a", Item("v1", etag="e1", created=2.0))
+    aggregate(tmp_path, "a", "b", label="both")
+    assert vectors(tmp_path, "both") == before, "model b has not seen the new file yet"
+    changed(store, "b", Item("v1", etag="e1", created=2.0))
+    assert aggregate(tmp_path, "a", "b", label="both").media == {"ok": 2}
+    assert vectors(tmp_path, "both")["v1"] != before["v1"]
+
+
+def test_what_a_broken_run_staged_gives_way_to_what_the_sources_say_now(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0"), Item("v1", status={"a": "failed"})], ["a"])
+
+    def crash(name: str, what: str) -> None:
+        if name == "shard_staged":
+            raise CrashError(what)
+
+    for _ in range(4):  # several old pieces: by their random names one of them would win over the new one
+        with pytest.raises(CrashError):
+            featlib.aggregate(
+                featlib.AggregateConfig(output=str(tmp_path), dataset="d", features=("a",)), on_event=crash
+            )
+    staged(store, "again", [Item("v1", attempts=2)], ["a"])
+    publish(store, ["a"], retry_failed=True)
+    assert aggregate(tmp_path, "a").media == {"ok": 2}
+
+
+def test_an_item_without_rows_is_said_once_and_not_tried_for_ever(tmp_path: Path) -> None:
+    published(tmp_path, [Item("v0"), Item("v1", clips=())], ["a"])
+    assert aggregate(tmp_path, "a", max_failed=1.0).media == {"ok": 1, "failed": 1}
+    outcomes = featlib.open_features(str(tmp_path), dataset="d", model="a.mean").outcomes().set_index("media_id")
+    assert outcomes.loc["v1", "error_class"] == "no_rows"
+    assert not aggregate(tmp_path, "a", max_failed=1.0).did_work
+
+
+def test_several_objects_of_a_shard_are_read_as_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    planned(store, IDS)
+    staged(store, "u", [Item(i) for i in IDS], ["a"])
+    publish(store, ["a"], max_bytes=1)
+    assert len(store.list(KEYS.features("a"))) == 3
+    aggregate(tmp_path, "a")
+    assert vectors(tmp_path, "a.mean")["v2"] == pytest.approx(steps("a", "v2").mean(0), rel=1e-6)
+
+
+def test_a_plan_that_is_gone_is_said(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0")])
+    store.delete([o.key for o in store.list("_featlib")])
+    with pytest.raises(ConfigError, match="the plan of dataset d is gone; extract it again"):
+        aggregate(tmp_path, "a")
 
 
 @pytest.mark.parametrize(
@@ -217,6 +337,7 @@ def test_the_fingerprint_holds_that_of_the_source(tmp_path: Path) -> None:
         ({"features": ["a"], "label": "a"}, "one of the partitions to read"),
         ({"features": ["a", "a"]}, "given twice"),
         ({"features": []}, "features"),
+        ({"features": 5}, "features: Input should be a valid tuple"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, settings: Mapping[str, object], message: str) -> None:

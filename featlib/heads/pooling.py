@@ -1,6 +1,6 @@
 """Pooling without anything learned: the steps of a video (frames, clips, regions, cells of a map) become one vector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +8,7 @@ import numpy.typing as npt
 from featlib.config import Fuse, Pool
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 def steps_of(features: Floats, shape: Sequence[int]) -> Floats:
@@ -15,42 +16,45 @@ def steps_of(features: Floats, shape: Sequence[int]) -> Floats:
 
     Args:
         features: (num_rows, prod(shape)), row-major.
-        shape: Of one row: [D] is one step; [T, D] is T steps; [C, H, W] and [C, T, H, W] are maps whose cells are
-            steps of C values.
+        shape: Of one row: [D] is one step, [T, D] is T steps. In maps of more axes nothing says which one the channels
+            are, networks differ; they are for the caller to refuse.
     """
-    rows = features.reshape(len(features), *shape)
-    if rows.ndim <= 2:
-        return features
-    if rows.ndim > 3:
-        rows = np.moveaxis(rows, 1, -1)
-    return np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]))
+    return np.ascontiguousarray(features.reshape(-1, shape[-1]))
 
 
-def _mean(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(steps.mean(axis=0))
+class Pooled:
+    """Pooling over steps that come in parts; what it holds does not grow with their number.
 
-
-def _max(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(steps.max(axis=0))
-
-
-def _mean_std(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
-
-
-_POOLS: dict[Pool, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
-    "mean": _mean,
-    "max": _max,
-    "mean_std": _mean_std,
-}
-
-
-def pool(steps: Floats, how: Pool) -> Floats:
-    """One vector of ``steps`` (num_steps, D): (D,), or (2 D,) with the deviation (of the population) behind the mean.
-
-    Sums are taken in float64, so that the order of a video's rows and their number do not show in the result.
+    Mean and deviation are kept in float64 and joined part by part (Chan, Golub and LeVeque 1979), so neither the order
+    of the parts nor a large mean shows in the result.
     """
-    return _POOLS[how](steps.astype(np.float64)).astype(np.float32)
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: Doubles = np.zeros(0)
+        self._squares: Doubles = np.zeros(0)  # sums of squared distances from the mean
+        self._max: Doubles = np.zeros(0)
+
+    def add(self, steps: Floats) -> None:
+        """Takes in (num_steps, D), at least one."""
+        part = steps.astype(np.float64)
+        mean, most = part.mean(axis=0), part.max(axis=0)
+        squares = ((part - mean) ** 2).sum(axis=0)
+        if not self._count:
+            self._count, self._mean, self._squares, self._max = len(part), mean, squares, most
+            return
+        total = self._count + len(part)
+        apart = mean - self._mean
+        self._squares = self._squares + squares + apart**2 * (self._count * len(part) / total)
+        self._mean = self._mean + apart * (len(part) / total)
+        self._max = np.maximum(self._max, most)
+        self._count = total
+
+    def pooled(self, how: Pool) -> Floats:
+        """(D,), or (2 D,) with the deviation (of the population) behind the mean."""
+        if how == "mean_std":
+            return np.concatenate([self._mean, np.sqrt(self._squares / self._count)]).astype(np.float32)
+        return (self._mean if how == "mean" else self._max).astype(np.float32)
 
 
 def fuse(vectors: Sequence[Floats], how: Fuse) -> Floats:

@@ -26,6 +26,7 @@ from featlib.spec import Decoded, MediaFacts
 _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_NO_MEMORY = ("can't allocate memory", "bad_alloc")
 # What libav says of a file when one of its own allocations failed: not ENOMEM but that the data are bad.
 _LOOKS_DAMAGED = ("corrupt", "no_frames", "no_video_stream", "truncated", "unknown_format", "unsupported_codec")
 _libc = ctypes.CDLL(None)
@@ -133,9 +134,10 @@ def _answer(
         decoded = decoder(
             *request, store_options=store_options, limits=limits, allocate=pixels.allocate, progress=progress
         )
-        if decoded.error_class in _LOOKS_DAMAGED and _is_memory_used_up(limits, decoded.facts):
-            raise MemoryError
-        _send_decoded(sock, decoded, pixels)
+        is_full = _is_memory_used_up(limits, decoded.facts)
+        if is_full and decoded.error_class in _LOOKS_DAMAGED:
+            decoded = _blamed_on_memory(decoded, limits)
+        _send_decoded(sock, decoded, pixels, is_full)
     except (BrokenPipeError, ConnectionResetError):
         raise
     except MemoryError:
@@ -148,7 +150,7 @@ def _answer(
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Also what mapping memory and torch raise instead of a MemoryError."""
-    return getattr(error, "errno", None) == errno.ENOMEM or "can't allocate memory" in str(error)
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _is_memory_used_up(limits: Limits, facts: MediaFacts) -> bool:
@@ -156,7 +158,7 @@ def _is_memory_used_up(limits: Limits, facts: MediaFacts) -> bool:
     frame_bytes = 3 * (facts.width or 0) * (facts.height or 0)
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        peak_bytes = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmPeak:"))
+        peak_bytes = next((int(line.split()[1]) << 10 for line in status if line.startswith("VmPeak:")), 0)
     return most - peak_bytes < max(limits.memory_bytes // 16, 2 * frame_bytes, 1 << 20)
 
 
@@ -165,13 +167,22 @@ def _where(error: Exception) -> str:
     return f"{type(error).__name__}: {error}, at {os.path.basename(last.filename)}:{last.lineno} in {last.name}"
 
 
-def _send_decoded(sock: socket.socket, decoded: Decoded, pixels: SharedPixels) -> None:
+def _blamed_on_memory(decoded: Decoded, limits: Limits) -> Decoded:
+    """Damage that was met while memory was short: without any row it is out of memory, else it may be."""
+    if decoded.status == "failed":
+        raise MemoryError
+    megabytes = limits.memory_bytes >> 20
+    message = f"{decoded.error_message}; decoding came near its limit of {megabytes} MiB, which may be the cause"
+    return replace(decoded, error_message=message, retryable=True)
+
+
+def _send_decoded(sock: socket.socket, decoded: Decoded, pixels: SharedPixels, is_full: bool) -> None:
     bare = replace(decoded, frames={})
     if not decoded.frames:
-        send(sock, ("done", (bare, 0, {})))
+        send(sock, ("done", (bare, 0, {}, is_full)))
         return
     descriptor, size, layout = pixels.hand_over(decoded.frames)
-    send(sock, ("done", (bare, size, layout)), (descriptor,))
+    send(sock, ("done", (bare, size, layout, is_full)), (descriptor,))
 
 
 def _reap(pid: int, wait_s: float) -> int:

@@ -85,8 +85,8 @@ class DecodeProcess:
         except (EOFError, OSError):
             raise _WorkerDiedError(self._end_worker(_EXIT_WAIT_S)) from None
         if verb == "done":
-            decoded, size, layout = argument
-            return self._finished(decoded, size, layout, descriptors)
+            decoded, size, layout, is_full = argument
+            return self._finished(decoded, size, layout, is_full, descriptors)
         if verb == "internal_error":
             return _failed(segment, "internal_error", argument)
         self._end_worker(0.0)
@@ -94,8 +94,8 @@ class DecodeProcess:
             return _failed(segment, "timeout", argument)
         return _failed(segment, "out_of_memory", self._memory_message())
 
-    def _finished(self, decoded: Decoded, size: int, layout: Any, descriptors: list[int]) -> Decoded:
-        if decoded.error_class == "out_of_memory":  # what it holds now would count against the next item
+    def _finished(self, decoded: Decoded, size: int, layout: Any, is_full: bool, descriptors: list[int]) -> Decoded:
+        if is_full or decoded.error_class == "out_of_memory":  # what it took would count against the next item
             self._end_worker(0.0)
         if descriptors:
             decoded.frames.update(mapped(descriptors[0], size, layout))

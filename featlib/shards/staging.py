@@ -175,14 +175,18 @@ _Pieces = Mapping[int, tuple[str, ItemReport]]
 
 
 def _adopted(sets: Mapping[tuple[object, ...], _Pieces]) -> dict[tuple[object, ...], _Pieces]:
-    """The sets, with the segments of unknown source as part of every set that has the same number of segments."""
+    """The sets, with the segments of unknown source as part of every set that has the same number of segments.
+
+    Of an item that is whole in one piece there is nothing to complete: the newer report stands.
+    """
     orphans = {n: pieces for (n, source), pieces in sets.items() if source == _NO_SOURCE}
     known = {group: pieces for group, pieces in sets.items() if group[1] != _NO_SOURCE}
     counts = {n for n, _ in known}
     adopted: dict[tuple[object, ...], _Pieces] = {
-        (n, _NO_SOURCE): pieces for n, pieces in orphans.items() if n not in counts
+        (n, _NO_SOURCE): pieces for n, pieces in orphans.items() if n not in counts or n == 1
     }
-    adopted.update({(n, source): {**orphans.get(n, {}), **pieces} for (n, source), pieces in known.items()})
+    for (n, source), pieces in known.items():
+        adopted[n, source] = pieces if n == 1 else {**orphans.get(n, {}), **pieces}
     return adopted
 
 

@@ -58,7 +58,7 @@ def _put_with(path: str, write: Callable[[BinaryIO], None], temporary_folder: st
 def _in_folder(folder: str, step: Callable[[], _T]) -> _T:
     """Does ``step`` with ``folder`` there; others may remove it, or one above it, at any moment while it is empty."""
     for _ in range(_PUT_TRIES - 1):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, FileExistsError):  # makedirs says the latter when it loses in between
             os.makedirs(folder, exist_ok=True)
             return step()
     os.makedirs(folder, exist_ok=True)

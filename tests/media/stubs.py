@@ -31,6 +31,9 @@ def decode(item: MediaItem, wants: tuple[Want, ...], segment: Segment, **keys: A
     if fault == "once" and not Path(argument).exists():
         Path(argument).touch()
         os._exit(3)
+    if fault == "fill":  # comes near the limit, but not over it
+        Path(argument).write_text(str(os.getpid()))
+        bytearray(keys["limits"].memory_bytes * 31 // 32)
     if fault == "pid":
         Path(argument).write_text(f"{os.getpid()} {os.getppid()}")
     return decode_item(item, wants, segment, **keys)

@@ -107,6 +107,20 @@ def test_a_decoder_that_outgrows_its_memory_is_an_outcome_wherever_it_happens(la
     assert (result.status, result.error_class, result.retryable) == ("failed", "out_of_memory", True)
 
 
+def test_an_item_that_came_near_the_limit_is_not_held_against_the_next(
+    videos: dict[str, Path], stubbed: DecodeProcess, tmp_path: Path
+) -> None:
+    """The next one, cut in the middle, is judged in a process of its own and keeps its rows."""
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(videos["open_gop"].read_bytes()[: videos["open_gop"].stat().st_size * 2 // 3])
+    alone = _ask(stubbed, cut)
+    assert alone.status == "partial"
+    _assert_sound(_ask(stubbed, videos["plain"], f"fill:{tmp_path / 'full'}"), videos["plain"])
+    after = _ask(stubbed, cut, f"pid:{tmp_path / 'next'}")
+    assert (after.status, after.error_class, after.error_message) == ("partial", alone.error_class, alone.error_message)
+    assert (tmp_path / "full").read_text() != (tmp_path / "next").read_text().split()[0]
+
+
 def test_close_ends_the_children_and_decode_starts_them_again(videos: dict[str, Path], tmp_path: Path) -> None:
     process = DecodeProcess(QUICK, StoreOptions(), decode=STUB)
     process.close()

@@ -132,3 +132,14 @@ def test_an_unknown_source_does_not_make_an_old_set_the_newest(store: Store) -> 
 def test_an_item_that_failed_before_it_was_opened_is_complete(store: Store) -> None:
     staged(store, "r-0", [Item("v0", (), etag=None, status={"a": "failed"})])
     assert _staged(store) == {"v0": ()}
+
+
+@pytest.mark.parametrize(("failed_at", "status"), [(3.0, "failed"), (1.0, "ok")])
+def test_of_two_whole_reports_the_newer_stands_though_it_never_saw_the_source(
+    store: Store, failed_at: float, status: str
+) -> None:
+    """A file was replaced after it was staged, and reading the new one ended its process before anything was known."""
+    staged(store, "first", [Item("v0", created=2.0)])
+    staged(store, "second", [Item("v0", (), etag=None, created=failed_at, status={"a": "failed"})])
+    found = staged_items(list_pieces(store, KEYS)[0], WANTED)["v0"]
+    assert [r.models["a"].status for r in found.reports] == [status]
