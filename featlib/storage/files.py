@@ -94,7 +94,16 @@ def local_file(descriptor: int, info: ObjectInfo, options: StoreOptions) -> Rang
     """The open regular file ``descriptor``, which is closed with the result."""
 
     def read(start: int, stop: int) -> bytes:
-        call = partial(os.pread, descriptor, stop - start, start)
-        return retrying(f"read {info.key}", call, deadline_s=options.deadline_s)
+        return retrying(f"read {info.key}", partial(_pread, descriptor, start, stop), deadline_s=options.deadline_s)
 
     return RangeFile(read, info.size, info.etag, partial(os.close, descriptor))
+
+
+def _pread(descriptor: int, start: int, stop: int) -> bytes:
+    """The bytes ``[start, stop)``, fewer only at the end of the file: Linux gives at most 2 GiB at once."""
+    parts = [os.pread(descriptor, stop - start, start)]
+    start += len(parts[0])
+    while parts[-1] and start < stop:
+        parts.append(os.pread(descriptor, stop - start, start))
+        start += len(parts[-1])
+    return b"".join(parts) if len(parts) > 1 else parts[0]

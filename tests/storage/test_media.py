@@ -109,6 +109,20 @@ def test_open_descriptors_are_given_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
+def test_a_read_that_the_kernel_cuts_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives at most 2 GiB at once; here it is 1000 bytes."""
+    data = os.urandom(4567)
+    (tmp_path / "large.bin").write_bytes(data)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, start: pread(descriptor, min(size, 1000), start))
+    assert read_bytes(str(tmp_path / "large.bin")) == data
+    with open_media(str(tmp_path / "large.bin")) as file:
+        file.seek(100)
+        assert file.read(3000) == data[100:3100]
+        assert file.read(10_000) == data[3100:]
+        assert file.read() == b""
+
+
 def test_an_object_replaced_while_it_is_read_is_noticed(s3_env) -> None:  # type: ignore[no-untyped-def]
     store = Store(f"s3://{s3_env.bucket()}")
     store.put("a.mp4", os.urandom(4 << 20))
