@@ -119,7 +119,7 @@ class Attention(nn.Module):
         self.score = nn.Linear(size_in, hidden)
         self.gate = nn.Linear(size_in, hidden) if gated else None
         self.weigh = nn.Linear(hidden, 1, bias=False)
-        nn.init.zeros_(self.weigh.weight)  # begins as the mean: a chance preference may never be unlearned
+        nn.init.zeros_(self.weigh.weight)  # begins as the mean
         self.hard = hard
         self.size = size_in
 
