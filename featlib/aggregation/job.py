@@ -6,26 +6,26 @@ staged piece, then the publish. So it resumes in the same way, and its partition
 
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import featlib
 from featlib import partition
+from featlib.aggregation.due import Due, due_items
+from featlib.aggregation.rows import PooledVideo, features_by_shard, pooled_videos, vector_size
 from featlib.backlog import Backlog
 from featlib.config import AggregateConfig, fingerprint
 from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
-from featlib.heads.pooling import Floats, Pooled, fuse, l2_normalised, steps_of
+from featlib.heads.pooling import Floats, fuse, l2_normalised
 from featlib.items import ItemReport, ModelReport, PlanItem
 from featlib.layout import Keys, PartName
-from featlib.ledger import STATUSES, Ledger, Rows
-from featlib.plan import Digests, Plan, PlanItems, digest, read_plan, shard_rows
+from featlib.ledger import Ledger
+from featlib.plan import Plan, PlanItems, read_plan
 from featlib.progress import Reporter, SilentReporter
 from featlib.publisher import ShardPublisher
 from featlib.shards.publish import Event
@@ -36,36 +36,10 @@ from featlib.storage import Store, StoreOptions, redact
 from featlib.summary import Seconds, Summary
 from featlib.unit import CLIPS
 
-_COLUMNS = ["media_id", "start_s", "end_s", "frame_s", "feature", "feature_shape"]
 _TRIES = 3
 _MB = 1 << 20
 _VERSION = "1"
-_OK, _PARTIAL, _FAILED = (STATUSES.index(status) for status in ("ok", "partial", "failed"))
 _BY_SEVERITY: tuple[Status, ...] = ("ok", "partial", "skipped", "failed")
-
-
-class PooledVideo:
-    """All rows of one video under one model, taken in row by row.
-
-    Args:
-        frame_s: Presentation times of the source frames in them.
-    """
-
-    def __init__(self) -> None:
-        self.steps = Pooled()
-        self.start_s: float | None = None
-        self.end_s: float | None = None
-        self.frame_s: set[float] = set()
-
-    def add(self, rows: pa.Table) -> None:
-        """Takes rows in, at least one."""
-        shape = rows["feature_shape"][0].as_py()
-        values = np.concatenate([c.flatten().to_numpy(zero_copy_only=False) for c in rows["feature"].chunks])
-        self.steps.add(steps_of(values.reshape(rows.num_rows, -1), shape))
-        starts = [s for s in [self.start_s, *rows["start_s"].to_pylist()] if s is not None]
-        ends = [e for e in [self.end_s, *rows["end_s"].to_pylist()] if e is not None]
-        self.start_s, self.end_s = min(starts, default=None), max(ends, default=None)
-        self.frame_s.update(t for times in rows["frame_s"].to_pylist() for t in times or ())
 
 
 @dataclass(frozen=True)
@@ -77,9 +51,7 @@ class _Job:
     plan: Plan
     items: PlanItems
     ledger: Ledger
-    needs: Rows
-    replaced: frozenset[str]
-    ready: Rows
+    due: Due
 
 
 def aggregate(
@@ -104,7 +76,11 @@ def aggregate(
                 raise ConfigError(f"{redact(store.url)}: the plan of dataset {keys.dataset} is gone; extract it again")
             partition.register(store, keys, {config.label: provenance})
             _remove_pieces(store, keys, config.label)
-            job = _job(config, store, keys, provenance, plan)
+            items = PlanItems(store, plan)
+            due = due_items(store, keys, plan, items, config.features, config.label)
+            ledger = Ledger(plan, [config.label])
+            ledger.load(store, keys)
+            job = _Job(config, store, keys, provenance, plan, items, ledger, due)
             seconds = _work(job, claim, shown, on_event)
             seconds.wall = time.monotonic() - started
             summary = _summary(job, seconds)
@@ -117,28 +93,11 @@ def _checked(config: AggregateConfig, store: Store, keys: Keys) -> Provenance:
     """What makes the vectors; refused when they cannot be made, or when the partition was made otherwise."""
     provenance = _provenance(config, store, keys)
     partition.check(store, keys, {config.label: provenance}, another="--label NEWLABEL")
-    sizes = {label: _vector_size(store, keys, label) for label in config.features}
+    sizes = {label: vector_size(store, keys, label) for label in config.features}
     known = {size for size in sizes.values() if size is not None}
     if config.fuse == "mean" and len(known) > 1:
         raise ConfigError(f"--fuse mean: needs vectors of one size, these have {sorted(known)}; use concat")
     return provenance
-
-
-def _vector_size(store: Store, keys: Keys, label: str) -> int | None:
-    """D of the rows of a partition, which are [D] or [T, D]; None while it has no rows."""
-    for info in store.list(keys.features(label)):
-        with store.open(info.key) as file:
-            rows = next(pq.ParquetFile(file).iter_batches(1, columns=["feature_shape"]), None)
-        if rows is None or not rows.num_rows:
-            continue
-        shape = rows["feature_shape"][0].as_py()
-        if len(shape) > 2:
-            raise ConfigError(
-                f"--features {label}: its rows are maps of shape {shape}; aggregate takes vectors [D] or steps [T, D], "
-                "extract a layer behind the pooling"
-            )
-        return int(shape[-1])
-    return None
 
 
 def _remove_pieces(store: Store, keys: Keys, label: str) -> None:
@@ -174,99 +133,23 @@ def _outcomes_root(keys: Keys) -> str:
     return f"outcomes/dataset={keys.dataset}"
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What the outcomes of a label say of each item of the plan.
-
-    Args:
-        status: A code of ``ledger.STATUSES``; 0: no outcome.
-        source: Digest of the media's size and etag; empty when they were never learned.
-        empty: The item has no rows although it did not fail.
-    """
-
-    status: npt.NDArray[np.int8]
-    source: Digests
-    empty: Rows
-
-    @property
-    def has_rows(self) -> Rows:
-        rows: Rows = ((self.status == _OK) | (self.status == _PARTIAL)) & ~self.empty
-        return rows
-
-
-def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
-    count = len(plan.ids)
-    known = _Known(np.zeros(count, np.int8), np.zeros(count, plan.ids.dtype), np.zeros(count, np.bool_))
-    for info in store.list(keys.outcomes(label)):
-        name = PartName.parse(info.key)
-        if name is None:
-            continue
-        rows = shard_rows(plan, name.shard)
-        with store.open(info.key) as file:
-            outcomes = pq.ParquetFile(file).read(columns=["media_id", "status", "num_rows", "size", "etag"])
-        for o in outcomes.to_pylist():
-            row = rows.get(digest(o["media_id"]))
-            if row is not None:
-                known.status[row] = STATUSES.index(o["status"])
-                known.empty[row] = not o["num_rows"]
-                if o["etag"] is not None or o["size"] is not None:
-                    known.source[row] = digest(f"{o['size']}/{o['etag']}")
-    return known
-
-
-def _job(config: AggregateConfig, store: Store, keys: Keys, provenance: Provenance, plan: Plan) -> _Job:
-    """What is to be done: items without a vector, and those whose sources say something else than when it was made.
-
-    An item is left open while its sources were made of different versions of the media.
-    """
-    sources = [_known(store, keys, plan, label) for label in config.features]
-    mine = _known(store, keys, plan, config.label)
-    ready = np.logical_and.reduce([s.status > 0 for s in sources])
-    for other in sources[1:]:
-        ready &= ~_differ(sources[0].source, other.source)
-    moved = np.logical_or.reduce([_differ(s.source, mine.source) for s in sources])
-    gained = (mine.status == _FAILED) & np.logical_and.reduce([s.has_rows for s in sources])
-    lost = mine.has_rows & ~np.logical_and.reduce([s.has_rows for s in sources])
-    replaced = ready & (mine.status > 0) & (moved | lost)
-    needs: Rows = ready & ((mine.status == 0) | gained | replaced)
-    ledger = Ledger(plan, [config.label])
-    ledger.load(store, keys)
-    items = PlanItems(store, plan)
-    return _Job(config, store, keys, provenance, plan, items, ledger, needs, _ids(plan, items, replaced), ready)
-
-
-def _differ(a: Digests, b: Digests) -> Rows:
-    """Where both are known and not the same."""
-    rows: Rows = (a != b) & (a != b"") & (b != b"")
-    return rows
-
-
-def _ids(plan: Plan, items: PlanItems, rows: Rows) -> frozenset[str]:
-    """Media ids of rows of the plan."""
-    found: set[str] = set()
-    for shard in np.unique(plan.shards[rows]):
-        mine = rows[plan.rows_of(int(shard)).start : plan.rows_of(int(shard)).stop]
-        found.update(i.media_id for i, wanted in zip(items.shard(int(shard)), mine, strict=True) if wanted)
-    return frozenset(found)
-
-
 def _work(job: _Job, claim: Claim, shown: Reporter, on_event: Event) -> Seconds:
     label, seconds = job.config.label, Seconds(workers={"aggregate": 1})
-    backlog = Backlog(job.plan, {label: job.needs}, {label: job.provenance.fingerprint})
+    backlog = Backlog(job.plan, {label: job.due.needs}, {label: job.provenance.fingerprint})
     publisher = ShardPublisher(
         job.store,
         job.keys,
         job.items,
         backlog,
         {label: job.provenance},
-        job.replaced,
+        job.due.replaced,
         job.config.shard_mb * _MB,
         claim,
         on_event,
     )
     shown.stage("aggregating")
     shown.begin(backlog.num_items)
-    listed = {name: _features_by_shard(job, name) for name in job.config.features}
+    listed = {name: features_by_shard(job.store, job.keys, name) for name in job.config.features}
     for shard in backlog.shards:
         started = time.monotonic()
         items = job.items.shard(shard)
@@ -403,48 +286,17 @@ def _outcomes(job: _Job, label: str, shard: int) -> dict[str, Mapping[str, objec
     return {row["media_id"]: row for row in rows}
 
 
-def _features_by_shard(job: _Job, label: str) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for info in job.store.list(job.keys.features(label)):
-        name = PartName.parse(info.key)
-        if name is not None:
-            found.setdefault(name.shard, []).append(info.key)
-    return found
-
-
-def pooled_videos(store: Store, keys: Sequence[str], wanted: Collection[str]) -> dict[str, PooledVideo]:
-    """The wanted items in some features objects, by media id; one row group is in memory at a time."""
-    found: dict[str, PooledVideo] = {}
-    for key in keys:
-        with store.open(key) as file:
-            source = pq.ParquetFile(file)
-            for group in range(source.metadata.num_row_groups):
-                table = source.read_row_group(group, columns=_COLUMNS)
-                for media_id, rows in _by_item(table):
-                    if media_id in wanted:
-                        found.setdefault(media_id, PooledVideo()).add(rows)
-    return found
-
-
-def _by_item(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Stretches of rows of one item; an item may come in several."""
-    ids = np.asarray(table["media_id"].to_pylist(), dtype=object)
-    if len(ids):
-        for start, stop in pairwise([0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]):
-            yield str(ids[start]), table.slice(start, stop - start)
-
-
 def _summary(job: _Job, seconds: Seconds) -> Summary:
     config, ledger, url, label = job.config, job.ledger, job.store.url, job.config.label
     return Summary(
         dataset=config.dataset,
-        media={name or "open": n for name, n in ledger.status_counts(job.ready).items() if n},
-        classes=dict(ledger.class_counts(job.ready)),
+        media={name or "open": n for name, n in ledger.status_counts(job.due.ready).items() if n},
+        classes=dict(ledger.class_counts(job.due.ready)),
         rows={label: ledger.num_rows(label)},
         features={label: f"{url}/{job.keys.features(label)}"},
         outcomes={label: f"{url}/{job.keys.outcomes(label)}"},
         max_failed=config.max_failed,
         seconds=seconds,
         pools="1 aggregate",
-        did_work=bool(job.needs.any()),
+        did_work=bool(job.due.needs.any()),
     )

@@ -1,0 +1,100 @@
+"""Which items need a vector: those without one, and those whose sources say something else than when it was made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from featlib.layout import Keys, PartName
+from featlib.ledger import STATUSES, Rows
+from featlib.plan import Digests, Plan, PlanItems, digest, shard_rows
+from featlib.storage import Store
+
+_OK, _PARTIAL, _FAILED = (STATUSES.index(status) for status in ("ok", "partial", "failed"))
+
+
+@dataclass(frozen=True)
+class Due:
+    """Items of the plan.
+
+    Args:
+        needs: That a run has to make a vector of, or an outcome that says why there is none.
+        replaced: Ids of those whose visible vector gives way.
+        ready: That all sources are done with, from one version of the media.
+    """
+
+    needs: Rows
+    replaced: frozenset[str]
+    ready: Rows
+
+
+def due_items(store: Store, keys: Keys, plan: Plan, items: PlanItems, features: Sequence[str], label: str) -> Due:
+    """What is due under ``label``; an item is left open while its sources saw different versions of the media."""
+    sources = [_known(store, keys, plan, label) for label in features]
+    mine = _known(store, keys, plan, label)
+    ready = np.logical_and.reduce([s.status > 0 for s in sources])
+    for other in sources[1:]:
+        ready &= ~_differ(sources[0].source, other.source)
+    moved = np.logical_or.reduce([_differ(s.source, mine.source) for s in sources])
+    gained = (mine.status == _FAILED) & np.logical_and.reduce([s.has_rows for s in sources])
+    lost = mine.has_rows & ~np.logical_and.reduce([s.has_rows for s in sources])
+    replaced = ready & (mine.status > 0) & (moved | lost)
+    needs: Rows = ready & ((mine.status == 0) | gained | replaced)
+    return Due(needs, _ids(plan, items, replaced), ready)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the outcomes of a label say of each item of the plan.
+
+    Args:
+        status: A code of ``ledger.STATUSES``; 0: no outcome.
+        source: Digest of the media's size and etag; empty when they were never learned.
+        empty: The item has no rows although it did not fail.
+    """
+
+    status: npt.NDArray[np.int8]
+    source: Digests
+    empty: Rows
+
+    @property
+    def has_rows(self) -> Rows:
+        rows: Rows = ((self.status == _OK) | (self.status == _PARTIAL)) & ~self.empty
+        return rows
+
+
+def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
+    count = len(plan.ids)
+    known = _Known(np.zeros(count, np.int8), np.zeros(count, plan.ids.dtype), np.zeros(count, np.bool_))
+    for info in store.list(keys.outcomes(label)):
+        name = PartName.parse(info.key)
+        if name is None:
+            continue
+        rows = shard_rows(plan, name.shard)
+        with store.open(info.key) as file:
+            outcomes = pq.ParquetFile(file).read(columns=["media_id", "status", "num_rows", "size", "etag"])
+        for o in outcomes.to_pylist():
+            row = rows.get(digest(o["media_id"]))
+            if row is not None:
+                known.status[row] = STATUSES.index(o["status"])
+                known.empty[row] = not o["num_rows"]
+                if o["etag"] is not None or o["size"] is not None:
+                    known.source[row] = digest(f"{o['size']}/{o['etag']}")
+    return known
+
+
+def _differ(a: Digests, b: Digests) -> Rows:
+    """Where both are known and not the same."""
+    rows: Rows = (a != b) & (a != b"") & (b != b"")
+    return rows
+
+
+def _ids(plan: Plan, items: PlanItems, rows: Rows) -> frozenset[str]:
+    """Media ids of rows of the plan."""
+    found: set[str] = set()
+    for shard in np.unique(plan.shards[rows]):
+        mine = rows[plan.rows_of(int(shard)).start : plan.rows_of(int(shard)).stop]
+        found.update(i.media_id for i, wanted in zip(items.shard(int(shard)), mine, strict=True) if wanted)
+    return frozenset(found)
