@@ -14,7 +14,21 @@ from featlib.errors import ConfigError, StoppedError
 if TYPE_CHECKING:
     from featlib.summary import Summary
 
-_PER_MODEL = ("weights", "layer", "preprocess", "precision", "frame_sampling", "clip_sampling", "batch_size")
+_PER_MODEL = (
+    "weights",
+    "layer",
+    "preprocess",
+    "precision",
+    "frame_sampling",
+    "clip_sampling",
+    "batch_size",
+    "top_k",
+    "categories",
+    "flow",
+    "flow_weights",
+    "fusion",
+    "regions",
+)
 _LISTS = ("manifest", "model", *_PER_MODEL)
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -59,7 +73,25 @@ Example:
     metavar="[LABEL=]W",
     help="default, a torchvision enum name, a path or URL of a state dict, or random:SEED.",
 )
-@click.option("--layer", multiple=True, metavar="[LABEL=]L", help="penultimate, logits, probabilities or a node name.")
+@click.option(
+    "--layer",
+    multiple=True,
+    metavar="[LABEL=]L[,L...]",
+    help="penultimate, logits, probabilities or a node name; several are partitions LABEL.L from one forward.",
+)
+@click.option("--top-k", multiple=True, metavar="[LABEL=]K", help="The K most probable classes beside each feature.")
+@click.option(
+    "--categories", multiple=True, metavar="[LABEL=]NAMES", help="Names of the classes: a weights enum or a text file."
+)
+@click.option(
+    "--flow",
+    multiple=True,
+    metavar="[LABEL=]F",
+    help="Optical flow: tvl1 (default), farneback, dis, raft_large or raft_small.",
+)
+@click.option("--flow-weights", multiple=True, metavar="[LABEL=]W", help="Of RAFT; as --weights.")
+@click.option("--fusion", multiple=True, metavar="[LABEL=]F", help="Of two streams: concat (default), mean or A:B.")
+@click.option("--regions", multiple=True, metavar="[LABEL=]R", help="Boxes of a detector: top:K or fixed:K.")
 @click.option("--preprocess", multiple=True, metavar="[LABEL=]ENUM", help="A weights enum name whose preset to use.")
 @click.option("--precision", multiple=True, metavar="[LABEL=]P", help="fp32, bf16 or fp16.")
 @click.option(
@@ -85,6 +117,7 @@ Example:
 @click.option("--decode-workers", type=int, help="Decode processes; default from the machine.")
 @click.option("--extract-workers", type=int, help="Extractor actors in each pool; default from the machine.")
 @click.option("--extract-threads", type=int, help="CPU threads of one extractor actor; default from the machine.")
+@click.option("--flow-workers", type=int, help="Actors that compute optical flow; default from the machine.")
 @click.option("--shard-items", type=int, help="Media in one shard of a new plan; default 256.")
 @click.option("--shard-mb", type=int, help="Largest features object; default 512.")
 @click.option("--unit-mb", type=int, help="Most megabytes of pixels in one task; default 48.")
@@ -164,12 +197,12 @@ def _looks_like_label(text: str) -> bool:
 
 
 def _fits(model: Mapping[str, Any], name: str, *, alone: bool) -> bool:
-    """Whether a sampling that was given for all is for this model's kind."""
-    if name not in ("frame_sampling", "clip_sampling") or alone:
+    """Whether a setting that was given for all means something to this model's network."""
+    if alone:
         return True
     from featlib.extractors import registry
 
-    return registry.kind(str(model["network"])) == name.removesuffix("_sampling")
+    return registry.network(str(model["network"])).takes(name)
 
 
 @cli.command(

@@ -77,6 +77,16 @@ class ModelConfig(_Frozen):
     """One ``--model``: a network and the settings that decide its features.
 
     Settings left at None are the network's own. The label is the ``model=`` partition.
+
+    Args:
+        layer: In a job's models also several, separated by commas: each becomes a partition ``LABEL.LAYER``, from one
+            forward pass.
+        top_k: So many of the most probable classes stand beside each feature; 0 for none.
+        categories: Names of the classes: a weights enum name whose names they are, or a text file with one a line.
+        flow: How optical flow is computed, for networks that read it.
+        flow_weights: Of a flow that is a network (RAFT); as ``weights``.
+        fusion: How the streams of a two-stream network become one: ``concat``, ``mean``, or weights like ``1:1.5``.
+        regions: Which boxes of a detector: ``top:K`` or ``fixed:K``.
     """
 
     network: Annotated[str, Field(min_length=1)]
@@ -88,6 +98,12 @@ class ModelConfig(_Frozen):
     frame_sampling: Annotated[str, AfterValidator(_frame_sampling)] | None = None
     clip_sampling: Annotated[str, AfterValidator(_clip_sampling)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1000)] = 0
+    categories: Annotated[str, Field(min_length=1)] | None = None
+    flow: Annotated[str, Field(min_length=1)] | None = None
+    flow_weights: Annotated[str, Field(min_length=1)] | None = None
+    fusion: Annotated[str, Field(min_length=1)] | None = None
+    regions: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +111,19 @@ class ModelConfig(_Frozen):
         if isinstance(data, Mapping) and data.get("label") is None and "network" in data:
             return {**data, "label": data["network"]}
         return data
+
+
+def _by_layer(model: Any) -> list[Any]:
+    """A model of several layers as one model a layer."""
+    values = model.model_dump(exclude_unset=True) if isinstance(model, ModelConfig) else model
+    if not isinstance(values, Mapping):
+        return [model]
+    layers = values.get("layer")
+    names = layers.split(",") if isinstance(layers, str) else layers
+    if not isinstance(names, list | tuple) or len(names) < 2:
+        return [model]
+    label = values.get("label") or values.get("network")
+    return [{**values, "label": f"{label}.{name}", "layer": name} for name in names]
 
 
 class ExtractConfig(_Frozen):
@@ -135,6 +164,7 @@ class ExtractConfig(_Frozen):
     decode_workers: Annotated[int, Field(ge=1)] | None = None
     extract_workers: Annotated[int, Field(ge=1)] | None = None
     extract_threads: Annotated[int, Field(ge=1)] | None = None
+    flow_workers: Annotated[int, Field(ge=1)] | None = None
     shard_items: Annotated[int, Field(ge=1, le=100_000)] = 256
     shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
     unit_mb: Annotated[int, Field(ge=1, le=1024)] = 48
@@ -143,6 +173,13 @@ class ExtractConfig(_Frozen):
     decode_stall_s: Annotated[float, Field(gt=0)] = 90.0
     decode_deadline_s: Annotated[float, Field(gt=0)] = 1800.0
     object_store_mb: Annotated[int, Field(ge=80)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_partition_a_layer(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("models"), list | tuple):
+            return data
+        return {**data, "models": [m for model in data["models"] for m in _by_layer(model)]}
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "ExtractConfig":

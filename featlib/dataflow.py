@@ -1,6 +1,7 @@
 """The Ray Data graph: plan -> decode -> extract -> stage. The only file that knows ray.data.
 
-    read_parquet(units) -> one row a block -> DecodeWorker (CPU actors) -> ExtractWorker (a pool or two) -> StageWorker
+    read_parquet(units) -> one row a block -> DecodeWorker (CPU actors) -> [FlowWorker] -> ExtractWorker (a pool or two)
+    -> StageWorker
 
 One unit is one row, one block and one task at every stage. A task gives its one block at its end, because Ray matches
 the blocks of a replayed task by position.
@@ -10,17 +11,20 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from featlib.errors import ConfigError, StoppedError
-from featlib.pools import Machine, Pools, Sizes, plan_pools
-from featlib.spec import Kind, Want
+from featlib.pools import FlowPool, Machine, Pools, Sizes, plan_pools
+from featlib.spec import FlowSpec, Kind, Want
 from featlib.storage import Store, StoreOptions
 from featlib.workers import RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from featlib.extractors.resolve import ResolvedModel
+    from featlib.flow_worker import FlowPoolSpec
     from featlib.media import Limits
 
 _MB = 1 << 20
@@ -34,6 +38,7 @@ class Flow:
     Args:
         weights: By label, where ``ship`` put the weights.
         fingerprints: By label.
+        flow_weights: By kind of optical flow, where ``ship`` put the weights of its method.
     """
 
     output: str
@@ -45,10 +50,25 @@ class Flow:
     fingerprints: Mapping[str, str]
     wants: tuple[Want, ...]
     limits: "Limits"
+    flow_weights: Mapping[FlowSpec, Any] = field(default_factory=dict)
 
 
 class _DecodeActor(DecodeWorker):
     """``DecodeWorker`` as Ray calls it."""
+
+
+class _FlowActor:
+    """``FlowWorker`` with its weights fetched from the object store; its libraries are loaded in the actor alone."""
+
+    def __init__(self, spec: "FlowPoolSpec", payload_refs: Mapping[FlowSpec, Any]) -> None:
+        import ray
+
+        from featlib.flow_worker import FlowWorker
+
+        self._worker = FlowWorker(spec, {kind: ray.get(ref) for kind, ref in payload_refs.items()})
+
+    def __call__(self, row: "pa.Table") -> "pa.Table":
+        return self._worker(row)
 
 
 class _ExtractActor(ExtractWorker):
@@ -120,6 +140,7 @@ def join_or_start(
     address: str | None,
     sizes: Sizes,
     kinds: Mapping[str, Kind],
+    flow: Literal["none", "opencv", "network"] = "none",
     *,
     local_output: str | None,
     object_store_mb: int | None,
@@ -138,7 +159,7 @@ def join_or_start(
     if not ray.is_initialized() and (not address or address == "local"):
         cores = len(os.sched_getaffinity(0))
         gpus = _local_gpus() if sizes.device != "cpu" else 0
-        pools = plan_pools(Machine(cores, gpus=gpus), sizes, kinds)
+        pools = plan_pools(Machine(cores, gpus=gpus), sizes, kinds, flow)
         start_local_ray(num_cpus=pools.total_cpus, object_store_mb=object_store_mb or _object_store_mb())
         return pools
     connect_ray(address or "auto")
@@ -148,7 +169,7 @@ def join_or_start(
             f"--output {local_output}: a local path is not seen by all {nodes} nodes of the Ray cluster; "
             "use a URL like s3://bucket/folder"
         )
-    return plan_pools(machine, sizes, kinds)
+    return plan_pools(machine, sizes, kinds, flow)
 
 
 def _local_gpus() -> int:
@@ -212,6 +233,12 @@ def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
         fn_constructor_kwargs={"wants": flow.wants, "limits": flow.limits, "store_options": flow.store_options},
         **_pool(min(pools.decode_workers, num_units), pools.decode_cpus),
     )
+    if pools.flow is not None:
+        dataset = dataset.map_batches(
+            _FlowActor,
+            fn_constructor_kwargs={"spec": _flow_spec(flow, pools.flow), "payload_refs": flow.flow_weights},
+            **_pool(min(pools.flow.workers, num_units), pools.flow.num_cpus, pools.flow.num_gpus),
+        )
     for spec, pool in _extract_specs(flow, pools):
         payload_refs = {model.label: flow.weights[model.label] for model in spec.models}
         dataset = dataset.map_batches(
@@ -231,13 +258,35 @@ def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
 
 
 def _extract_specs(flow: Flow, pools: Pools) -> Iterator[tuple[ExtractSpec, Any]]:
-    """Each pool with the frames that nobody after it reads: the last consumer drops them."""
+    """Each pool with the frames and flow that nobody after it reads: the last consumer drops them."""
     models = {m.label: m for m in flow.models}
     for i, pool in enumerate(pools.extract):
-        mine = {models[label].input.pixels.key for label in pool.labels}
-        after = {models[label].input.pixels.key for p in pools.extract[i + 1 :] for label in p.labels}
         chosen = tuple(models[label] for label in pool.labels)
+        mine = {key for m in chosen for key in _read_by(m)}
+        after = {key for p in pools.extract[i + 1 :] for label in p.labels for key in _read_by(models[label])}
         yield ExtractSpec(chosen, pool.device, pool.threads, tuple(sorted(mine - after))), pool
+
+
+def _read_by(model: "ResolvedModel") -> Iterator[str]:
+    """Keys of the frames and the flow that a network reads; one that reads flow alone has no use for frames."""
+    reads = model.input
+    if reads.flow is None or reads.flow.with_rgb:
+        yield reads.pixels.key
+    if reads.flow_spec is not None:
+        yield reads.flow_spec.key
+
+
+def _flow_spec(flow: Flow, pool: FlowPool) -> "FlowPoolSpec":
+    from featlib.flow_worker import FlowPoolSpec
+
+    labels: dict[FlowSpec, tuple[str, ...]] = {}
+    for model in flow.models:
+        kind = model.input.flow_spec
+        if kind is not None:
+            labels[kind] = (*labels.get(kind, ()), model.label)
+    read_later = {key for model in flow.models for key in _read_by(model)}
+    drop = {kind.pixels.key for kind in labels} - read_later
+    return FlowPoolSpec(labels, pool.device, pool.threads, tuple(sorted(drop)))
 
 
 def _pool(workers: int, num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:

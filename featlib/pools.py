@@ -1,7 +1,7 @@
 """How many workers of which kind: arithmetic on what a cluster has. A layout that cannot fit is refused."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from featlib.errors import ConfigError
@@ -43,6 +43,18 @@ class Sizes:
     extract_threads: int | None = None
     layout: Literal["auto", "together", "separate"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    flow_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class FlowPool:
+    """The actors that compute optical flow."""
+
+    workers: int
+    device: Literal["cpu", "cuda"]
+    threads: int
+    num_cpus: float
+    num_gpus: float
 
 
 @dataclass(frozen=True)
@@ -63,26 +75,32 @@ class Pools:
 
     Args:
         total_cpus: Logical CPUs that Ray needs for all of them and for its tasks.
+        flow: None when no network reads optical flow.
     """
 
     decode_workers: int
     decode_cpus: float
     extract: tuple[ExtractPool, ...]
     total_cpus: float
+    flow: FlowPool | None = None
 
     def __str__(self) -> str:
         pools = ", ".join(
             f"{p.workers} x [{' '.join(p.labels)}] on {p.device}" + (f" ({p.threads} threads)" * (p.device == "cpu"))
             for p in self.extract
         )
-        return f"{self.decode_workers} decode, {pools}"
+        flow = "" if self.flow is None else f"{self.flow.workers} flow on {self.flow.device}, "
+        return f"{self.decode_workers} decode, {flow}{pools}"
 
 
-def plan_pools(machine: Machine, sizes: Sizes, kinds: Mapping[str, Kind]) -> Pools:
-    """Divides a machine or cluster among decoding and the networks.
+def plan_pools(
+    machine: Machine, sizes: Sizes, kinds: Mapping[str, Kind], flow: Literal["none", "opencv", "network"] = "none"
+) -> Pools:
+    """Divides a machine or cluster among decoding, optical flow and the networks.
 
     Args:
         kinds: By label in the order of the job, whether the model reads frames or clips.
+        flow: What computes optical flow; only a network can use a GPU.
 
     Raises:
         ConfigError: What the user fixed cannot run on this machine or cluster.
@@ -99,14 +117,39 @@ def plan_pools(machine: Machine, sizes: Sizes, kinds: Mapping[str, Kind]) -> Poo
             f"extract_threads ({threads}) must not exceed the {machine.cores} CPUs of the largest node of the Ray "
             "cluster; lower it"
         )
-    wanted = extract_cpus + decode
-    scale = _scale(machine, wanted, decode, sum(workers))
-    gpus_each = 1.0 if device == "cuda" else 0.0
+    flow_pool = _flow_pool(machine, sizes, device, flow)
+    flow_cpus = flow_pool.workers * flow_pool.num_cpus if flow_pool else 0.0
+    wanted = extract_cpus + decode + flow_cpus
+    scale = _scale(machine, wanted, _others(decode, flow_pool), sum(workers))
+    shared = flow_pool is not None and flow_pool.num_gpus > 0 and machine.gpus < sum(workers) + flow_pool.workers
+    gpus_each = 0.0 if device == "cpu" else 0.5 if shared else 1.0
     pools = tuple(
         ExtractPool(labels, n, device, threads, _round(cpus_each * scale), gpus_each)
         for labels, n in zip(groups, workers, strict=True)
     )
-    return Pools(decode, _round(scale), pools, wanted * scale + TASKS_CPUS)
+    if flow_pool is not None:
+        gpus = 0.0 if not flow_pool.num_gpus else 0.5 if shared else 1.0
+        flow_pool = replace(flow_pool, num_cpus=_round(flow_pool.num_cpus * scale), num_gpus=gpus)
+    return Pools(decode, _round(scale), pools, wanted * scale + TASKS_CPUS, flow_pool)
+
+
+def _others(decode: int, flow: FlowPool | None) -> str:
+    return f"{decode} decode" if flow is None else f"{decode} decode, {flow.workers} flow"
+
+
+def _flow_pool(
+    machine: Machine,
+    sizes: Sizes,
+    device: Literal["cpu", "cuda"],
+    flow: Literal["none", "opencv", "network"],
+) -> FlowPool | None:
+    """Flow costs more than all else together, so it gets a core less than there are; a network shares the GPUs."""
+    if flow == "none":
+        return None
+    if flow == "network" and device == "cuda":
+        return FlowPool(sizes.flow_workers or machine.gpus, "cuda", 1, 1.0, 1.0)
+    workers = sizes.flow_workers or machine.nodes * max(1, machine.cores - 1)
+    return FlowPool(workers, "cpu", 1, 1.0, 0.0)
 
 
 def _device(machine: Machine, sizes: Sizes) -> Literal["cpu", "cuda"]:
@@ -158,14 +201,14 @@ def _decode_workers(machine: Machine, device: Literal["cpu", "cuda"], extract_cp
     return max(1, int(have - extract_cpus - TASKS_CPUS))
 
 
-def _scale(machine: Machine, wanted: float, decode: int, extract: int) -> float:
+def _scale(machine: Machine, wanted: float, others: str, extract: int) -> float:
     """What an actor's logical CPU is worth so that all fit: Ray's CPUs are an accounting, not a partition."""
     if machine.cpus is None:
         return 1.0
     room = machine.cpus - TASKS_CPUS
     if room <= 0 or wanted > room * _OVERSUBSCRIPTION + _OVERSUBSCRIPTION:
         raise ConfigError(
-            f"{decode} decode and {extract} extract workers want {wanted + TASKS_CPUS:g} logical CPUs; the Ray cluster "
+            f"{others} and {extract} extract workers want {wanted + TASKS_CPUS:g} logical CPUs; the Ray cluster "
             f"has {machine.cpus:g}; lower decode_workers, extract_workers or extract_threads, or add nodes"
         )
     return min(1.0, room / wanted)

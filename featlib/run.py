@@ -160,6 +160,8 @@ class Run:
             self._ray = _flow(self._task, self._id), pools
             self.pools = str(pools)
             self.seconds.workers["decode"] = pools.decode_workers
+            if pools.flow is not None:
+                self.seconds.workers["flow"] = pools.flow.workers
             for pool in pools.extract:
                 self.seconds.workers.update({f"extract {label}": pool.workers for label in pool.labels})
             self.seconds.start = time.monotonic() - started
@@ -235,13 +237,15 @@ class Run:
 
 def _pools(task: Task) -> Pools:
     from featlib.dataflow import join_or_start
+    from featlib.extractors.flow_method import flow_kind
     from featlib.pools import Sizes
 
     c = task.config
     return join_or_start(
         c.ray_address,
-        Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device),
+        Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device, c.flow_workers),
         {m.label: m.input.kind for m in task.models},
+        flow_kind(m.input.flow_spec for m in task.models),
         local_output=task.store.url if task.store.is_local else None,
         object_store_mb=c.object_store_mb,
     )
@@ -249,6 +253,7 @@ def _pools(task: Task) -> Pools:
 
 def _flow(task: Task, run: str) -> "Flow":
     from featlib.dataflow import Flow, ship
+    from featlib.extractors.flow_method import flow_payload
     from featlib.extractors.weights import payload, release_payloads
     from featlib.media import Limits
 
@@ -259,8 +264,10 @@ def _flow(task: Task, run: str) -> "Flow":
         stall_s=config.decode_stall_s,
         deadline_s=config.decode_deadline_s,
     )
-    weights = {m.label: ship(payload(m, task.store.options)) for m in task.models}
+    by_trunk = {m.trunk: ship(payload(m, task.store.options)) for m in {m.trunk: m for m in task.models}.values()}
+    weights = {m.label: by_trunk[m.trunk] for m in task.models}
     release_payloads()
+    kinds = {m.input.flow_spec for m in task.models}
     return Flow(
         output=task.store.url,
         store_options=task.store.options,
@@ -271,6 +278,7 @@ def _flow(task: Task, run: str) -> "Flow":
         fingerprints=task.fingerprints,
         wants=tuple(m.want for m in task.models),
         limits=limits,
+        flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},
     )
 
 

@@ -128,8 +128,8 @@ def parse_clip_keys(text: str) -> dict[str, str]:
 def clip_sampling(text: str, default: ClipSampling) -> ClipSampling:
     """The clip sampling that ``text`` asks for, with the network's own values for what it leaves out.
 
-    A given ``frames`` or ``stride`` without a ``hop`` makes clips that follow one another without overlap, unless
-    the network's own clips overlap.
+    A given ``frames`` or ``stride`` without a ``hop`` makes clips that follow one another as the network's own do:
+    without overlap, or in one shared frame (clips of optical flow, so that no flow is left out); else its hop stays.
 
     Raises:
         ValueError: A value is not a number or out of range.
@@ -143,8 +143,9 @@ def clip_sampling(text: str, default: ClipSampling) -> ClipSampling:
                 raise ValueError(f"clip sampling {text!r}: {name} must be a whole number")
             numbers[name] = int(number)
     frames, stride = numbers.get("frames", default.frames), numbers.get("stride", default.stride)
-    back_to_back = default.hop == default.frames * default.stride
-    hop = numbers.get("hop", frames * stride if back_to_back else default.hop)
+    overlap = default.frames - default.hop // default.stride
+    follows = default.hop == (default.frames - overlap) * default.stride and overlap in (0, 1)
+    hop = numbers.get("hop", max(1, frames - overlap) * stride if follows else default.hop)
     tail = keys.get("tail", default.tail)
     if tail not in ("drop", "pad", "shift"):
         raise ValueError(f"clip sampling {text!r}: tail must be drop, pad or shift")
@@ -194,15 +195,74 @@ class PixelSpec:
 
 
 @dataclass(frozen=True)
+class FlowMethod:
+    """How optical flow is computed.
+
+    Args:
+        source: ``tvl1``, ``farneback``, ``dis``, ``raft_large`` or ``raft_small``.
+        weights_sha256: Of a network's weights; empty for the others.
+    """
+
+    source: str
+    weights_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class FlowSpec:
+    """Flow that a network reads: between neighbouring frames of a clip, computed before the crop.
+
+    Args:
+        pixels: The frames that flow is computed of: resized, not cropped.
+        crop: ``(height, width)`` of the centre crop of the flow.
+    """
+
+    method: FlowMethod
+    pixels: PixelSpec
+    crop: tuple[int, int]
+
+    @property
+    def key(self) -> str:
+        """A short name, safe as part of a column name; equal keys give equal flow."""
+        method = f"{self.method.source}{self.method.weights_sha256[:12]}"
+        return f"{method}_{self.pixels.key}_{self.crop[0]}x{self.crop[1]}"
+
+
+@dataclass(frozen=True)
+class FlowInput:
+    """What becomes of flow before a network reads it: clipped, then brought to the range it was trained on.
+
+    A clip of T frames has T - 1 flows. Without ``with_rgb`` a network reads them as (N, 2, T - 1, H, W); with it as
+    one stack (N, 3 + 2 (T - 1), H, W), the middle frame first, then x and y of each flow.
+
+    Args:
+        bound: Flow is clipped to [-bound, bound] pixels and mapped to [0, 1].
+        quantised: Rounded to 256 levels in between, as published stacks were stored.
+        mean: Subtracted from the values in [0, 1].
+        std: Divided by.
+        method: How the flow is computed; None until a job decides it.
+    """
+
+    with_rgb: bool
+    bound: float = 20.0
+    quantised: bool = False
+    mean: float = 0.5
+    std: float = 0.5
+    method: FlowMethod | None = None
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What a network reads: the whole of its preprocessing.
 
     Args:
         kind: ``frame``: batches (N, 3, H, W). ``clip``: batches (N, 3, T, H, W).
-        pixels: How a source frame becomes uint8 RGB at the network's input size.
+        pixels: How a source frame becomes uint8 RGB at the network's input size; of flow, before its crop.
         mean: Subtracted from values in [0, 1], per channel, in the network's order of channels.
         std: Divided by, per channel.
         order: Of the channels; networks that were trained with Caffe read BGR.
+        flow: Set for networks that read optical flow.
+        flow_crop: Centre crop of the flow, and of the frame beside it.
+        mean_volume: SHA-256 of a file whose mean of each pixel is taken off instead of ``mean``; empty for none.
     """
 
     kind: Kind
@@ -210,6 +270,26 @@ class InputSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     order: ChannelOrder = "rgb"
+    flow: FlowInput | None = None
+    flow_crop: tuple[int, int] | None = None
+    mean_volume: str = ""
+
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """Height and width of the network's input; None when they are the source's own."""
+        return self.flow_crop if self.flow is not None else self.pixels.crop
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the network reads pictures (N, C, H, W): frames, or stacks of flow; else clips (N, C, T, H, W)."""
+        return self.kind == "frame" or (self.flow is not None and self.flow.with_rgb)
+
+    @property
+    def flow_spec(self) -> FlowSpec | None:
+        """The flow that has to be computed; None for networks that read none."""
+        if self.flow is None or self.flow.method is None or self.flow_crop is None:
+            return None
+        return FlowSpec(self.flow.method, self.pixels, self.flow_crop)
 
 
 @dataclass(frozen=True)

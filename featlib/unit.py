@@ -1,9 +1,10 @@
 """A work unit on its way: one row of one Arrow block, from decoding through the extractors to staging.
 
 Columns, besides the unit's own: for each distinct preprocessing ``x_<spec>`` (the unique uint8 frames, large_binary)
-and its shape; for each model ``clips_<label>`` (which frames make which clip), and, once the model has run,
-``f_<label>`` (float32 features, large_binary), its shape and the clips that failed. Models with different clips, and
-overlapping clips, so share frames without copies.
+and their shapes; for each kind of optical flow ``flow_<spec>`` and the pairs of frames it lies between; for each model
+``clips_<label>`` (which frames make which clip), and, once the model has run, ``f_<label>`` (float32 features,
+large_binary), their shape, the clips that failed and what stands beside a feature. Models with different clips, and
+overlapping clips, so share frames and flow without copies.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from featlib.arrays import Extracted, Flow, Stretches, UInt8
 from featlib.items import ItemReport
 from featlib.spec import Clip, Decoded
 
@@ -32,16 +34,33 @@ CLIPS = pa.list_(
     )
 )
 _SHAPE = pa.list_(pa.int64())
+_SHAPES = pa.list_(_SHAPE)
+_PAIRS = pa.list_(pa.int32())
+_BESIDE = {
+    "region_index": pa.int32(),
+    "box": pa.list_(pa.float32()),
+    "score": pa.float32(),
+    "labels": pa.list_(pa.string()),
+    "probabilities": pa.list_(pa.float32()),
+}
+_ROWS = pa.list_(pa.struct([pa.field("clip", pa.int32()), *(pa.field(n, t) for n, t in _BESIDE.items())]))
+
+
+def _binary(values: npt.NDArray[Any]) -> pa.Array:
+    """The bytes of an array as a column of one row, without a copy."""
+    data = np.ascontiguousarray(values)
+    offsets = np.array([0, data.nbytes], dtype=np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 @dataclass
 class Frames:
     """Unique frames of one preprocessing, gathered item by item, and the clips that index into them."""
 
-    arrays: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    arrays: list[UInt8] = field(default_factory=list)
     count: int = 0
 
-    def add(self, frames: npt.NDArray[np.uint8]) -> int:
+    def add(self, frames: UInt8) -> int:
         """Appends the frames of an item; gives the row of its first one."""
         first = self.count
         self.arrays.append(frames)
@@ -49,12 +68,15 @@ class Frames:
         return first
 
     def column(self) -> tuple[pa.Array, pa.Array]:
-        """``x_`` and its shape, as arrays of one row."""
-        joined = self.arrays[0] if len(self.arrays) == 1 else np.concatenate(self.arrays)
-        offsets = np.array([0, joined.nbytes], dtype=np.int64)
-        data = pa.py_buffer(np.ascontiguousarray(joined))
-        x = pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), data])
-        return x, pa.array([list(joined.shape)], _SHAPE)
+        """``x_`` and the shapes of its stretches of equal size, as arrays of one row."""
+        shapes: list[list[int]] = []
+        for array in self.arrays:
+            if shapes and shapes[-1][1:] == list(array.shape[1:]):
+                shapes[-1][0] += len(array)
+            else:
+                shapes.append(list(array.shape))
+        flat = [a.reshape(-1) for a in self.arrays]
+        return _binary(flat[0] if len(flat) == 1 else np.concatenate(flat)), pa.array([shapes], _SHAPES)
 
 
 @dataclass
@@ -102,7 +124,7 @@ class UnitBuilder:
         }
         for key in sorted(set(self.specs.values())):
             have = self.frames.get(key)
-            x, shape = have.column() if have else (pa.nulls(1, pa.large_binary()), pa.nulls(1, _SHAPE))
+            x, shape = have.column() if have else (pa.nulls(1, pa.large_binary()), pa.nulls(1, _SHAPES))
             columns[f"x_{key}"], columns[f"shape_{key}"] = x, shape
         for label in sorted(self.specs):
             columns[f"clips_{label}"] = pa.array([self.clips.get(label, [])], CLIPS)
@@ -144,35 +166,77 @@ def frame_index(clips: pa.StructArray) -> npt.NDArray[np.int32]:
     return indices.reshape(len(clips), -1)
 
 
-def frames_of(row: pa.Table, key: str) -> npt.NDArray[np.uint8] | None:
-    """uint8 (num_frames, height, width, 3), a view into the block; None when nobody wanted any."""
-    shape = row[f"shape_{key}"][0].as_py()
-    if shape is None:
+def frames_of(row: pa.Table, key: str) -> Stretches | None:
+    """The frames of one preprocessing, views into the block; None when nobody wanted any, or reads them any more."""
+    shapes = row[f"shape_{key}"][0].as_py() if f"shape_{key}" in row.column_names else None
+    if shapes is None:
         return None
-    buffer = row[f"x_{key}"].combine_chunks()[0].as_buffer()
-    return np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
+    flat = np.frombuffer(row[f"x_{key}"].combine_chunks()[0].as_buffer(), dtype=np.uint8)
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    parts = np.split(flat, ends[:-1])
+    return Stretches(tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
-def with_features(
-    row: pa.Table, label: str, features: npt.NDArray[np.float32], shape: Sequence[int], errors: Mapping[int, str]
-) -> pa.Table:
+def with_flow(row: pa.Table, key: str, flow: Flow) -> pa.Table:
+    """The unit with one kind of flow added."""
+    columns = {
+        f"flow_{key}": _binary(flow.values.astype(np.float32, copy=False)),
+        f"flowshape_{key}": pa.array([list(flow.values.shape)], _SHAPE),
+        f"pairs_{key}": pa.array([flow.pairs.reshape(-1).tolist()], _PAIRS),
+        f"missing_{key}": pa.array([flow.missing], pa.string()),
+    }
+    for name, column in columns.items():
+        row = row.append_column(name, column)
+    return row
+
+
+def flow_of(row: pa.Table, key: str) -> Flow:
+    """One kind of flow, a view into the block."""
+    shape = row[f"flowshape_{key}"][0].as_py()
+    values = np.frombuffer(row[f"flow_{key}"].combine_chunks()[0].as_buffer(), dtype=np.float32)
+    pairs = row[f"pairs_{key}"].combine_chunks().flatten().to_numpy()
+    return Flow(pairs.reshape(-1, 2), values.reshape(shape), row[f"missing_{key}"][0].as_py())
+
+
+def with_features(row: pa.Table, label: str, extracted: Extracted) -> pa.Table:
     """The unit with one model's features added."""
-    data = np.ascontiguousarray(features, dtype=np.float32)
-    offsets = np.array([0, data.nbytes], dtype=np.int64)
-    f = pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-    row = row.append_column(f"f_{label}", f)
-    row = row.append_column(f"fshape_{label}", pa.array([list(shape)], _SHAPE))
-    return row.append_column(f"errors_{label}", pa.array([json.dumps(dict(errors))], pa.string()))
+    beside = pa.nulls(1, _ROWS)
+    if extracted.clips is not None or extracted.beside:
+        count = len(extracted.features)
+        clips = np.arange(count) if extracted.clips is None else extracted.clips
+        columns = {"clip": pa.array(clips, pa.int32())}
+        columns |= {name: extracted.beside.get(name, pa.nulls(count, kind)) for name, kind in _BESIDE.items()}
+        fields = list(_ROWS.value_type)
+        rows = pa.StructArray.from_arrays([columns[f.name].cast(f.type) for f in fields], fields=fields)
+        beside = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), rows)
+    row = row.append_column(f"f_{label}", _binary(extracted.features.astype(np.float32, copy=False)))
+    row = row.append_column(f"fshape_{label}", pa.array([list(extracted.shape)], _SHAPE))
+    row = row.append_column(f"rows_{label}", beside)
+    return row.append_column(f"errors_{label}", pa.array([json.dumps(dict(extracted.errors))], pa.string()))
 
 
-def without_frames(row: pa.Table, keys: Iterable[str]) -> pa.Table:
-    """The unit without frames that nobody reads any more."""
-    return row.drop_columns([name for key in keys for name in (f"x_{key}", f"shape_{key}")])
-
-
-def features_of(row: pa.Table, label: str) -> tuple[npt.NDArray[np.float32], tuple[int, ...], dict[int, str]]:
-    """float32 (num_clips, prod(shape)), the shape of one feature, and what went wrong by clip."""
+def features_of(row: pa.Table, label: str) -> Extracted:
+    """What one model made of the unit."""
     shape = tuple(row[f"fshape_{label}"][0].as_py())
     data = np.frombuffer(row[f"f_{label}"].combine_chunks()[0].as_buffer(), dtype=np.float32)
     errors = {int(i): message for i, message in json_column(row, f"errors_{label}").items()}
-    return data.reshape(len(clips_of(row, label)), -1) if len(data) else data.reshape(0, 0), shape, errors
+    column = row[f"rows_{label}"].combine_chunks()
+    if column.null_count:
+        return Extracted(data.reshape(-1, int(np.prod(shape))), shape, errors)
+    rows = column.flatten()
+    width = int(np.prod(shape)) if shape else 0
+    beside = {name: rows.field(name) for name in _BESIDE}
+    clips = rows.field("clip").to_numpy()
+    return Extracted(data.reshape(len(rows), width), shape, errors, clips, beside)
+
+
+def with_stats(row: pa.Table, stats: Mapping[str, Any]) -> pa.Table:
+    """The unit with other stats."""
+    place = row.column_names.index("stats")
+    return row.set_column(place, "stats", pa.array([json.dumps(dict(stats))], pa.string()))
+
+
+def without(row: pa.Table, keys: Iterable[str]) -> pa.Table:
+    """The unit without frames (keys of preprocessings) and flow (of flow specs) that nobody reads any more."""
+    names = [f"{kind}_{key}" for key in keys for kind in ("x", "shape", "flow", "flowshape", "pairs", "missing")]
+    return row.drop_columns([name for name in names if name in row.column_names])

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from featlib.arrays import Extracted, Stretches
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
 from featlib.plan import Unit, UnitItem, unit_from_row, unit_row
@@ -22,16 +24,19 @@ from featlib.unit import (
     UnitBuilder,
     clips_of,
     features_of,
+    flow_of,
     frame_index,
     frames_of,
     json_column,
     reports_of,
     with_features,
-    without_frames,
+    with_stats,
+    without,
 )
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
+    from featlib.inference import Engine
     from featlib.media import Limits
 
 MAX_ATTEMPTS = 3
@@ -116,10 +121,10 @@ def _item_report(item: UnitItem, decoded: Decoded, labels: Sequence[str]) -> Ite
 
 @dataclass(frozen=True)
 class ExtractSpec:
-    """The networks of one pool, and which frames are dropped once they have run.
+    """The networks of one pool, and what is dropped once they have run.
 
     Args:
-        drop: Keys of preprocessings that no later pool reads.
+        drop: Keys of preprocessings and of flow that no later pool reads.
     """
 
     models: tuple["ResolvedModel", ...]
@@ -129,48 +134,54 @@ class ExtractSpec:
 
 
 class ExtractWorker:
-    """Runs the networks of one pool over a unit and adds their features."""
+    """Runs the networks of one pool over a unit and adds their features; models of one network share its forward."""
 
     def __init__(self, spec: ExtractSpec, payloads: Mapping[str, Any]) -> None:
         from featlib.inference import Engine
 
         self._spec = spec
-        self._engines: dict[str, Engine] = {
-            model.label: Engine(
-                model, payloads[model.label], device=spec.device, threads=spec.threads, batch_size=model.batch_size
-            )
-            for model in spec.models
-        }
+        groups: dict[tuple[object, ...], list[ResolvedModel]] = {}
+        for model in spec.models:
+            groups.setdefault(model.trunk, []).append(model)
+        self._engines = [
+            Engine(models, payloads[models[0].label], device=spec.device, threads=spec.threads)
+            for models in groups.values()
+        ]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         stats = json_column(row, "stats")
-        for model in self._spec.models:
+        for engine in self._engines:
             started = time.perf_counter()
-            row, fatal = self._run(row, model)
+            row, fatal = _extracted(row, engine)
             if fatal:
                 stats["fatal"] = fatal
-            stats[f"extract_s.{model.label}"] = time.perf_counter() - started
-        place = row.column_names.index("stats")
-        row = row.set_column(place, "stats", pa.array([json.dumps(stats)], pa.string()))
-        return without_frames(row, self._spec.drop)
+            # One forward for several layers: its time stands under the first of them.
+            stats[f"extract_s.{engine.models[0].label}"] = time.perf_counter() - started
+        return without(with_stats(row, stats), self._spec.drop)
 
-    def _run(self, row: pa.Table, model: "ResolvedModel") -> tuple[pa.Table, str]:
-        """The unit with one model's features; or, when no unit would fare better, without, and what stops the job."""
-        from torch import OutOfMemoryError
 
-        engine = self._engines[model.label]
-        frames = frames_of(row, model.input.pixels.key)
-        clips = clips_of(row, model.label)
-        if frames is None or not len(clips):
-            return with_features(row, model.label, np.empty((0, 0), np.float32), engine.feature_shape, {}), ""
+def _extracted(row: pa.Table, engine: "Engine") -> tuple[pa.Table, str]:
+    """The unit with the features of an engine's models; or, when no unit would fare better, what stops the job."""
+    from torch import OutOfMemoryError
+
+    wanted = [model for model in engine.models if len(clips_of(row, model.label))]
+    made = {model.label: Extracted.nothing(model.feature_shape) for model in engine.models}
+    fatal = ""
+    if wanted:
+        frames = frames_of(row, wanted[0].input.pixels.key) or Stretches(())
+        frame_idx = frame_index(clips_of(row, wanted[0].label))
+        spec = wanted[0].input.flow_spec
+        flow = None if spec is None else flow_of(row, spec.key)
         try:
-            features, errors = engine.run(frames, frame_index(clips))
+            for model, extracted in zip(engine.models, engine.run(frames, frame_idx, flow), strict=True):
+                made[model.label] = extracted
         except OutOfMemoryError as error:
             reason = " ".join(str(error).split())[:160]
-            message = f"{model.label}: the device has too little memory ({reason}); lower --batch-size {model.label}=N"
-            nothing = np.zeros((len(clips), 1), np.float32)
-            return with_features(row, model.label, nothing, engine.feature_shape, {}), message
-        return with_features(row, model.label, features, engine.feature_shape, errors), ""
+            label = wanted[0].label
+            fatal = f"{label}: the device has too little memory ({reason}); lower --batch-size {label}=N"
+    for label, extracted in made.items():
+        row = with_features(row, label, extracted)
+    return row, fatal
 
 
 class StageWorker:
@@ -209,32 +220,30 @@ class StageWorker:
         tables = []
         for label in self._fingerprints:
             clips = clips_of(row, label)
-            features, shape, errors = features_of(row, label)
-            reports = [_with_rows(r, label, i, clips, errors) for i, r in enumerate(reports)]
-            if len(clips):
-                table = feature_rows(label, ids, uris, clips, features, shape)
-                tables.append(_without_rows(table, errors))
+            extracted = features_of(row, label).sound(len(clips))
+            items = clips.field("item").to_numpy(zero_copy_only=False)
+            reports = [_with_rows(r, label, items == i, extracted) for i, r in enumerate(reports)]
+            if len(extracted.features):
+                rows = clips.take(pa.array(extracted.clips))
+                tables.append(
+                    feature_rows(label, ids, uris, rows, extracted.features, extracted.shape, extracted.beside)
+                )
         return reports, tables
 
 
-def _without_rows(table: pa.Table, errors: Mapping[int, str]) -> pa.Table:
-    if not errors:
-        return table
-    keep = np.ones(table.num_rows, dtype=bool)
-    keep[list(errors)] = False
-    return table.filter(pa.array(keep))
+def _with_rows(report: ItemReport, label: str, is_mine: npt.NDArray[np.bool_], extracted: Extracted) -> ItemReport:
+    """The report with the number of rows a model gave, and with what went wrong in the network.
 
-
-def _with_rows(
-    report: ItemReport, label: str, place: int, clips: pa.StructArray, errors: Mapping[int, str]
-) -> ItemReport:
-    """The report with the number of rows a model gave, and with what went wrong in the network."""
+    Args:
+        is_mine: (num_clips,), whether a clip is of this item.
+        extracted: Its sound rows.
+    """
     before = report.models.get(label)
     if before is None:
         return report
-    mine = np.flatnonzero(clips.field("item").to_numpy(zero_copy_only=False) == place)
-    wrong = [errors[int(i)] for i in mine if int(i) in errors]
-    after = replace(before, num_rows=len(mine) - len(wrong))
+    mine = np.flatnonzero(is_mine)
+    wrong = [extracted.errors[int(i)] for i in mine if int(i) in extracted.errors]
+    after = replace(before, num_rows=int(is_mine[extracted.clips].sum()))
     if wrong:
         message = f"the network failed on {len(wrong)} of {len(mine)} clips: {wrong[0]}"
         status: Status = "partial" if after.num_rows else "failed"

@@ -25,8 +25,16 @@ def model(network: str, **settings: Any) -> ResolvedModel:
     return resolve(ModelConfig.model_validate(values), OPTIONS)
 
 
-def engine(resolved: ResolvedModel, **settings: Any) -> Engine:
-    return Engine(resolved, payload(resolved, OPTIONS), **settings)
+class OneModel(Engine):
+    """An engine of one model that gives its features and what went wrong."""
+
+    def features(self, frames: np.ndarray, frame_idx: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        (extracted,) = self.run(frames, frame_idx)
+        return extracted.features, dict(extracted.errors)
+
+
+def engine(resolved: ResolvedModel, **settings: Any) -> OneModel:
+    return OneModel([resolved], payload(resolved, OPTIONS), **settings)
 
 
 def relative_l2(value: np.ndarray, reference: np.ndarray) -> float:
@@ -39,7 +47,7 @@ def plain(pictures: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def squeezenet() -> Engine:
+def squeezenet() -> OneModel:
     return engine(model("squeezenet1_1"), batch_size=2)
 
 
@@ -48,14 +56,14 @@ def test_logits_are_those_of_plain_torchvision() -> None:
         torch.manual_seed(0)
         with torch.inference_mode():
             expected = builder().eval()(plain(PICTURES)).numpy()
-        features, errors = engine(model(name, layer="logits")).run(PICTURES, ONE_EACH)
+        features, errors = engine(model(name, layer="logits")).features(PICTURES, ONE_EACH)
         assert errors == {}
         assert relative_l2(features, expected) < 1e-6
 
 
 def test_wrong_pixels_are_seen() -> None:
     """The bound above is narrow enough: colours exchanged or one grey level more everywhere are far outside it."""
-    run = engine(model("resnet18")).run
+    run = engine(model("resnet18")).features
     right = run(PICTURES, ONE_EACH)[0]
     assert relative_l2(run(np.ascontiguousarray(PICTURES[..., ::-1]), ONE_EACH)[0], right) > 1e-3
     assert relative_l2(run(np.minimum(PICTURES, 254) + np.uint8(1), ONE_EACH)[0], right) > 1e-4
@@ -64,7 +72,7 @@ def test_wrong_pixels_are_seen() -> None:
 def test_clips_are_gathered_in_their_order() -> None:
     frames = RANDOM.integers(0, 256, (5, 112, 112, 3), np.uint8)
     index = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [4, 4, 4, 4]])
-    features, _ = engine(model("r3d_18", layer="logits", clip_sampling="frames=4")).run(frames, index)
+    features, _ = engine(model("r3d_18", layer="logits", clip_sampling="frames=4")).features(frames, index)
     torch.manual_seed(0)
     network = r3d_18().eval()
     x = convert_image_dtype(torch.from_numpy(frames[index]).permute(0, 1, 4, 2, 3), torch.float)
@@ -75,32 +83,33 @@ def test_clips_are_gathered_in_their_order() -> None:
     assert relative_l2(features[0], features[1]) > 1e-3
 
 
-def test_every_batch_has_the_same_shape(squeezenet: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_batch_has_the_same_shape(squeezenet: OneModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     squeezenet._module.register_forward_pre_hook(lambda _m, args: shapes.append(tuple(args[0].shape)))
-    features, _ = squeezenet.run(PICTURES, ONE_EACH)
+    features, _ = squeezenet.features(PICTURES, ONE_EACH)
     assert shapes == [(2, 3, 224, 224)] * 3
     assert features.shape == (5, 512)
     assert features.dtype == np.float32
 
 
-def test_no_clips_give_no_rows(squeezenet: Engine) -> None:
-    features, errors = squeezenet.run(PICTURES[:0], np.zeros((0, 1), np.int64))
+def test_no_clips_give_no_rows(squeezenet: OneModel) -> None:
+    features, errors = squeezenet.features(PICTURES[:0], np.zeros((0, 1), np.int64))
     assert features.shape == (0, 512)
     assert errors == {}
 
 
-def test_read_only_frames_as_they_come_from_arrow(squeezenet: Engine) -> None:
+def test_read_only_frames_as_they_come_from_arrow(squeezenet: OneModel) -> None:
     locked = np.frombuffer(PICTURES.tobytes(), np.uint8).reshape(PICTURES.shape)
-    assert np.array_equal(squeezenet.run(locked, ONE_EACH)[0], squeezenet.run(PICTURES, ONE_EACH)[0])
+    assert np.array_equal(squeezenet.features(locked, ONE_EACH)[0], squeezenet.features(PICTURES, ONE_EACH)[0])
 
 
 def test_a_map_is_row_major() -> None:
     mapped = engine(model("resnet18", layer="layer4"))
-    features, _ = mapped.run(PICTURES[:2], ONE_EACH[:2])
-    pooled, _ = engine(model("resnet18")).run(PICTURES[:2], ONE_EACH[:2])
-    assert mapped.feature_shape == (512, 7, 7)
-    maps = features.reshape(2, *mapped.feature_shape)
+    features, _ = mapped.features(PICTURES[:2], ONE_EACH[:2])
+    pooled, _ = engine(model("resnet18")).features(PICTURES[:2], ONE_EACH[:2])
+    shape = mapped.models[0].feature_shape
+    assert shape == (512, 7, 7)
+    maps = features.reshape(2, *shape)
     np.testing.assert_allclose(maps.mean(axis=(2, 3)), pooled, rtol=1e-4, atol=1e-5)
 
 
@@ -117,18 +126,18 @@ class _FailsOn(torch.nn.Module):
         return self.inner(x)
 
 
-def failing(error: Exception) -> Engine:
+def failing(error: Exception) -> OneModel:
     broken = engine(model("squeezenet1_1"), batch_size=3)
     broken._module = _FailsOn(broken._module, error)
     return broken
 
 
-def test_an_exception_costs_one_clip(squeezenet: Engine) -> None:
+def test_an_exception_costs_one_clip(squeezenet: OneModel) -> None:
     pictures = PICTURES.copy()
     pictures[1] = 255
-    features, errors = failing(RuntimeError("no\nway")).run(pictures, ONE_EACH)
+    features, errors = failing(RuntimeError("no\nway")).features(pictures, ONE_EACH)
     assert errors == {1: "RuntimeError: no way"}
-    expected = squeezenet.run(pictures, ONE_EACH)[0]
+    expected = squeezenet.features(pictures, ONE_EACH)[0]
     assert not features[1].any()
     for row in (0, 2, 3, 4):
         assert relative_l2(features[row], expected[row]) < 1e-5
@@ -139,16 +148,14 @@ def test_lack_of_memory_is_no_clips_fault(error: Exception) -> None:
     pictures = PICTURES.copy()
     pictures[1] = 255
     with pytest.raises(type(error), match="full"):
-        failing(error).run(pictures, ONE_EACH)
+        failing(error).features(pictures, ONE_EACH)
 
 
-def test_values_that_are_not_finite_are_an_error_and_no_feature(squeezenet: Engine) -> None:
+def test_values_that_are_not_finite_are_an_error_and_no_feature(squeezenet: OneModel) -> None:
     broken = engine(model("squeezenet1_1"))
-    inner = broken._module
-    broken._module = torch.nn.Sequential(inner, torch.nn.Threshold(-1, 0))
-    weight = next(inner.parameters())
+    weight = next(broken._module.parameters())
     weight[0] = float("inf")
-    features, errors = broken.run(PICTURES[:1], ONE_EACH[:1])
+    features, errors = broken.features(PICTURES[:1], ONE_EACH[:1])
     assert "NaN or infinite" in errors[0]
     assert "--precision fp32" in errors[0]
     assert not features.any()
@@ -164,9 +171,9 @@ def test_values_that_are_not_finite_are_an_error_and_no_feature(squeezenet: Engi
         (PICTURES, ONE_EACH - 1, "from -1 to 3"),
     ],
 )
-def test_arrays_of_the_wrong_size(squeezenet: Engine, frames: Any, index: Any, message: str) -> None:
+def test_arrays_of_the_wrong_size(squeezenet: OneModel, frames: Any, index: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        squeezenet.run(frames, index)
+        squeezenet.features(frames, index)
 
 
 def test_threads_are_set() -> None:
@@ -191,6 +198,6 @@ def test_default_batch_sizes() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_in_fp32_gives_what_a_cpu_gives() -> None:
     resolved = model("resnet18")
-    on_cpu = engine(resolved).run(PICTURES, ONE_EACH)[0]
-    on_cuda = engine(resolved, device="cuda").run(PICTURES, ONE_EACH)[0]
+    on_cpu = engine(resolved).features(PICTURES, ONE_EACH)[0]
+    on_cuda = engine(resolved, device="cuda").features(PICTURES, ONE_EACH)[0]
     assert relative_l2(on_cuda, on_cpu) < 1e-4

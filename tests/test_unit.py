@@ -4,19 +4,24 @@ import json
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pytest
 
+from featlib.arrays import Extracted, Flow
 from featlib.items import ItemReport, ModelReport, merge_facts, merge_models
 from featlib.spec import Clip, Decoded, MediaFacts, Segment
 from featlib.unit import (
     UnitBuilder,
     clips_of,
     features_of,
+    flow_of,
     frame_index,
     frames_of,
     json_column,
     reports_of,
     with_features,
-    without_frames,
+    with_flow,
+    without,
 )
 
 SPECS = {"cnn": "small", "c3d": "wide", "other": "small"}
@@ -49,12 +54,16 @@ def _built() -> UnitBuilder:
     return builder
 
 
+def _single(row: pa.Table, key: str) -> npt.NDArray[np.uint8]:
+    frames = frames_of(row, key)
+    assert frames is not None
+    return frames.single
+
+
 def test_two_preprocessings_keep_their_frames_and_clips() -> None:
     row = _built().row([], {})
     assert row.num_rows == 1
-    small, wide = frames_of(row, "small"), frames_of(row, "wide")
-    assert small is not None
-    assert wide is not None
+    small, wide = _single(row, "small"), _single(row, "wide")
     assert (small.shape, wide.shape) == ((6, 2, 2, 3), (8, 2, 4, 3))
     cnn, c3d = clips_of(row, "cnn"), clips_of(row, "c3d")
     assert small[frame_index(cnn)][:, 0, 0, 0, 0].tolist() == [0, 2, 11]
@@ -65,8 +74,7 @@ def test_two_preprocessings_keep_their_frames_and_clips() -> None:
 
 
 def test_frames_are_a_view_into_the_block() -> None:
-    small = frames_of(_built().row([], {}), "small")
-    assert small is not None
+    small = _single(_built().row([], {}), "small")
     assert not small.flags.owndata
 
 
@@ -100,17 +108,56 @@ def test_bytes_count_every_preprocessing_once() -> None:
 def test_features_and_errors_come_back() -> None:
     row = _built().row([], {})
     values = np.arange(18, dtype=np.float32).reshape(3, 6)
-    row = with_features(row, "cnn", values, (2, 3), {1: "broke"})
-    row = with_features(row, "other", np.empty((0, 0), np.float32), (4,), {})
-    features, shape, errors = features_of(row, "cnn")
-    assert np.array_equal(features, values)
-    assert (shape, errors) == ((2, 3), {1: "broke"})
-    assert features_of(row, "other")[0].shape == (0, 0)
+    row = with_features(row, "cnn", Extracted(values, (2, 3), {1: "broke"}))
+    row = with_features(row, "other", Extracted.nothing((4,)))
+    extracted = features_of(row, "cnn")
+    assert np.array_equal(extracted.features, values)
+    assert (extracted.shape, extracted.errors, extracted.clips) == ((2, 3), {1: "broke"}, None)
+    assert np.array_equal(extracted.sound(3).features, values[[0, 2]])
+    assert extracted.sound(3).clips.tolist() == [0, 2]
+    assert features_of(row, "other").features.shape == (0, 4)
     assert json.loads(row["errors_other"][0].as_py()) == {}
 
 
+def test_several_rows_a_clip_keep_what_stands_beside_them() -> None:
+    beside = {
+        "box": pa.array([[0, 1, 2, 3]] * 3, pa.list_(pa.float32())),
+        "score": pa.array([0.5, 0.25, 1], pa.float32()),
+    }
+    made = Extracted(np.ones((3, 2), np.float32), (2,), {2: "broke"}, np.array([0, 0, 2]), beside)
+    back = features_of(with_features(_built().row([], {}), "cnn", made), "cnn")
+    assert back.clips.tolist() == [0, 0, 2]
+    assert back.beside["box"].to_pylist() == [[0, 1, 2, 3]] * 3
+    assert back.beside["labels"].null_count == 3
+    assert back.sound(3).beside["score"].to_pylist() == [0.5, 0.25]
+
+
+def test_frames_of_other_sizes_stand_in_stretches() -> None:
+    builder = UnitBuilder(0, 0, {"boxes": "native"})
+    for i, (count, height, width) in enumerate([(2, 4, 6), (1, 4, 6), (3, 5, 2)]):
+        frames = {"native": _frames(count, height, width, 10 * i)}
+        builder.add(_report(f"v{i}"), Decoded(Segment(0, 1), "ok", MediaFacts(), frames=frames))
+    frames = frames_of(builder.row([], {}), "native")
+    assert frames is not None
+    assert [a.shape for a in frames.arrays] == [(3, 4, 6, 3), (3, 5, 2, 3)]
+    assert (len(frames), frames.stretch_of(np.arange(6)).tolist()) == (6, [0, 0, 0, 1, 1, 1])
+    assert [frames.frame(i)[0, 0, 0] for i in range(6)] == [0, 1, 10, 20, 21, 22]
+    with pytest.raises(ValueError, match="2 sizes"):
+        _ = frames.single
+
+
+def test_flow_comes_back_and_is_found_by_its_pair() -> None:
+    values = np.arange(3 * 2 * 2 * 2, dtype=np.float32).reshape(3, 2, 2, 2)
+    row = with_flow(_built().row([], {}), "tvl1", Flow(np.array([[0, 1], [1, 2], [7, 7]]), values, "one is missing"))
+    flow = flow_of(row, "tvl1")
+    assert np.array_equal(flow.values, values)
+    assert flow.missing == "one is missing"
+    assert flow.rows(np.array([[1, 2], [0, 1], [7, 7], [2, 1], [8, 9]])).tolist() == [1, 0, 2, -1, -1]
+    assert "flow_tvl1" not in without(row, ["tvl1"]).column_names
+
+
 def test_frames_that_nobody_reads_are_dropped() -> None:
-    row = without_frames(_built().row([], {}), ["small"])
+    row = without(_built().row([], {}), ["small"])
     assert "x_small" not in row.column_names
     assert frames_of(row, "wide") is not None
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from featlib.arrays import Extracted
 from featlib.config import ModelConfig
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
@@ -86,7 +87,7 @@ def test_decoding_feeds_both_models_and_reports_the_bad(decode: DecodeWorker, fo
     assert clips_of(row, "c3d").field("item").to_pylist() == [0] * 9 + [2] * 4
     small = frames_of(row, SMALL.key)
     assert small is not None
-    assert small.shape == (6, 32, 32, 3)
+    assert small.single.shape == (6, 32, 32, 3)
     stats = json.loads(row["stats"][0].as_py())
     assert stats["frames_decoded"] == 60
     assert row["seq"].to_pylist() == [9]
@@ -155,8 +156,9 @@ def test_extracting_and_staging(folder: Path, model: ResolvedModel, tmp_path: Pa
     extract = ExtractWorker(spec, {"cnn": payload(model, OPTIONS)})
     row = extract(decode(_row(folder, "a.mp4", "bad.mp4", "b.mp4", labels=("cnn",))))
     assert not [name for name in row.column_names if name.startswith("x_")]
-    features, shape, errors = features_of(row, "cnn")
-    assert (features.shape, shape, errors) == ((6, 512), (512,), {})
+    extracted = features_of(row, "cnn")
+    features = extracted.features
+    assert (features.shape, extracted.shape, extracted.errors) == ((6, 512), (512,), {})
     assert np.isfinite(features).all()
     assert features.std() > 0
     assert json.loads(row["stats"][0].as_py())["extract_s.cnn"] > 0
@@ -181,13 +183,13 @@ def test_a_unit_of_failures_goes_through_the_extractor(folder: Path, model: Reso
     decode = _here(model.want)
     extract = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
     row = extract(decode(_row(folder, "bad.mp4", labels=("cnn",))))
-    assert features_of(row, "cnn")[0].shape == (0, 0)
+    assert features_of(row, "cnn").features.shape == (0, 512)
 
 
 def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, folder: Path, tmp_path: Path) -> None:
     row = decode(_row(folder, "a.mp4", "b.mp4", labels=("cnn",)))
     values = np.ones((6, 2), np.float32)
-    row = with_features(row, "cnn", values, (2,), {0: "ValueError: no", 4: "x", 5: "y"})
+    row = with_features(row, "cnn", Extracted(values, (2,), {0: "ValueError: no", 4: "x", 5: "y"}))
     result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
     finished = {m: models["cnn"] for m, _, _, models in json.loads(result["finished"][0].as_py())}
     assert finished == {"a": ["partial", "extractor_error", 3], "b": ["failed", "extractor_error", 0]}
@@ -200,7 +202,7 @@ def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, fo
 def test_nothing_to_stage_stages_nothing(tmp_path: Path, folder: Path) -> None:
     worker = DecodeWorker((FRAMES,), Limits(), OPTIONS)
     worker._process = _Failing()  # type: ignore[assignment]
-    row = with_features(worker(_row(folder, "a.mp4", labels=("cnn",))), "cnn", np.empty((0, 0), np.float32), (2,), {})
+    row = with_features(worker(_row(folder, "a.mp4", labels=("cnn",))), "cnn", Extracted.nothing((2,)))
     result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
     assert json.loads(result["finished"][0].as_py()) == []
     assert len(json.loads(result["later"][0].as_py())) == 1

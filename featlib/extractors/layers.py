@@ -1,5 +1,7 @@
 """A network cut at the layer whose values are the features."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,82 +13,84 @@ NAMED_LAYERS = ("penultimate", "logits", "probabilities")
 _LEARNED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Penultimate(nn.Module):
-    """The input of ``last_layer``, averaged over space and time: (N, ...) gives (N, D) in float32."""
+class Cut(nn.Module):
+    """A network whose outputs are the values of some of its layers, all from one forward pass, in float32.
 
-    def __init__(self, network: nn.Module, last_layer: str) -> None:
+    ``penultimate`` is the input of the last learned layer, averaged over space and time: (N, D). ``logits`` is the
+    network's own output, ``probabilities`` a softmax over its classes. A node of the graph keeps the shape it has.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str], last_layer: str) -> None:
         super().__init__()
-        self.network = network
+        self.layers = tuple(layers)
         self._input: Tensor | None = None
-        last = network.get_submodule(last_layer)
-        self._channels_first = not isinstance(last, nn.Linear)
-        last.register_forward_pre_hook(self._keep)
+        self._channels_first = not isinstance(network.get_submodule(last_layer), nn.Linear)
+        nodes = [layer for layer in self.layers if layer not in NAMED_LAYERS]
+        self._end = ""
+        if nodes:
+            if len(nodes) < len(self.layers):
+                self._end = _graph_nodes(network)[-1]
+                nodes.append(self._end)
+            wanted = {node: node for node in nodes}
+            network = feature_extraction.create_feature_extractor(network, wanted, suppress_diff_warning=True)
+        self.network = network
+        if "penultimate" in self.layers:
+            network.get_submodule(last_layer).register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._input = args[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.network(x)
-        features, self._input = self._input, None
-        if features is None:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        out = self.network(x)
+        values: dict[str, Tensor] = out if isinstance(out, dict) else {self._end: out}
+        kept, self._input = self._input, None
+        return tuple(self._value(layer, values, kept) for layer in self.layers)
+
+    def _value(self, layer: str, values: dict[str, Tensor], kept: Tensor | None) -> Tensor:
+        if layer == "penultimate":
+            return self._pooled(kept)
+        if layer not in NAMED_LAYERS:
+            return values[layer].float()
+        logits = values[self._end].float()
+        return logits.softmax(dim=1) if layer == "probabilities" else logits
+
+    def _pooled(self, kept: Tensor | None) -> Tensor:
+        if kept is None:
             raise RuntimeError("the last learned layer was not reached in this forward pass")
-        features = features.float()
+        features = kept.float()
         if features.ndim == 2:
             return features
         others = range(2, features.ndim) if self._channels_first else range(1, features.ndim - 1)
         return features.mean(dim=tuple(others))
 
 
-class Logits(nn.Module):
-    """The network's own output, in float32; as probabilities after a softmax over the classes."""
-
-    def __init__(self, network: nn.Module, *, softmax: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.softmax = softmax
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x).float()
-        return logits.softmax(dim=1) if self.softmax else logits
-
-
-class Node(nn.Module):
-    """The value of one node of the network's graph, in float32, in the shape the network gives it."""
-
-    def __init__(self, network: nn.Module, node: str) -> None:
-        super().__init__()
-        self.graph = feature_extraction.create_feature_extractor(network, {node: "feature"}, suppress_diff_warning=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        feature: Tensor = self.graph(x)["feature"]
-        return feature.float()
-
-
-def cut(network: nn.Module, layer: str, last_layer: str) -> nn.Module:
-    """``network`` as a module whose output is the feature: ``layer`` is a named layer or a graph node.
+def cut(network: nn.Module, layers: Sequence[str], last_layer: str) -> Cut:
+    """``network`` as a module whose outputs are the features: each a named layer or a graph node.
 
     Raises:
         ConfigError: The network has no such node; names close to it are listed.
     """
-    if layer == "penultimate":
-        return Penultimate(network, last_layer)
-    if layer in NAMED_LAYERS:
-        return Logits(network, softmax=layer == "probabilities")
-    nodes = node_names(network)
-    if layer not in nodes:
-        listing = f"use {', '.join(NAMED_LAYERS)} or a node like {', '.join(nodes[-4:-1])}"
-        raise ConfigError(f"--layer {layer}: no such layer; {near(layer, nodes, listing=listing)}")
-    return Node(network, layer)
+    nodes = [layer for layer in layers if layer not in NAMED_LAYERS]
+    known = node_names(network) if nodes else []
+    for layer in nodes:
+        if layer not in known:
+            listing = f"use {', '.join(NAMED_LAYERS)} or a node like {', '.join(known[-4:-1])}"
+            raise ConfigError(f"--layer {layer}: no such layer; {near(layer, known, listing=listing)}")
+    return Cut(network, layers, last_layer)
 
 
 def node_names(network: nn.Module) -> list[str]:
     """Names that ``--layer`` takes: graph nodes, and modules for the last node inside them, in graph order."""
-    nodes = feature_extraction.get_graph_node_names(network, suppress_diff_warning=True)[1]
     names: dict[str, None] = {}
-    for node in nodes:
+    for node in _graph_nodes(network):
         parts = node.split(".")
         names.update((".".join(parts[:depth]), None) for depth in range(1, len(parts) + 1))
     return list(names)
+
+
+def _graph_nodes(network: nn.Module) -> list[str]:
+    nodes: list[str] = feature_extraction.get_graph_node_names(network, suppress_diff_warning=True)[1]
+    return nodes
 
 
 def last_learned_layer(network: nn.Module, x: Tensor) -> str:

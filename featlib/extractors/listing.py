@@ -30,7 +30,7 @@ def _frames(found: Description) -> int:
 
 
 def _size(found: Description) -> str:
-    crop = found.input.pixels.crop
+    crop = found.input.crop
     return "x".join(map(str, crop)) if crop else "any"
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 StateDict = Mapping[str, "torch.Tensor"]
-Settings = tuple[tuple[str, int], ...]  # keyword arguments of a constructor, hashable
+Settings = tuple[tuple[str, int | str], ...]  # keyword arguments of a constructor, hashable
 
 _HASH_IN_FILENAME = re.compile(r"-([a-f0-9]{8,})\.")
 
@@ -27,12 +27,14 @@ class Pretrained:
         enum: With its class, ``ResNet50_Weights.IMAGENET1K_V2``.
         url: Of the state dict; empty when its publishers offer no file that can be fetched by name.
         input: What a network with these weights reads.
+        categories: Names of the classes in the order of the network's outputs, where the publisher tells.
     """
 
     name: str
     enum: str
     url: str
     input: InputSpec
+    categories: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def filename(self) -> str:
@@ -51,6 +53,10 @@ def _no_settings(side: int, from_file: bool) -> Settings:
 
 def _any_side(state: StateDict) -> int | None:
     return None
+
+
+def _as_it_is(state: StateDict) -> StateDict:
+    return state
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class Network:
         layer: What the features are when the user says nothing.
         optional: Prefixes of keys that a file may lack, because public files were saved without their last layers;
             a layer that depends on them is then refused.
+        penultimate: Node that ``--layer penultimate`` means; empty: the input of the last learned layer.
+        fusions: What ``--fusion`` may say besides weights like 1:1.5, the default first; empty for one stream.
+        adapt: From a file's state dict to that of this network, for files made for a part of it.
     """
 
     name: str
@@ -92,6 +101,25 @@ class Network:
     exact_frames: int | None = None
     layer: str = "penultimate"
     optional: tuple[str, ...] = ()
+    penultimate: str = ""
+    fusions: tuple[str, ...] = ()
+    adapt: Callable[[StateDict], StateDict] = _as_it_is
+
+    def node(self, layer: str) -> str:
+        """What ``layer`` means in this network."""
+        return self.penultimate or layer if layer == "penultimate" else layer
+
+    def takes(self, setting: str) -> bool:
+        """Whether a setting of a model means something to this network."""
+        reads_flow = self.default_pretrained.input.flow is not None
+        only = {
+            "frame_sampling": self.kind == "frame",
+            "clip_sampling": self.kind == "clip",
+            "flow": reads_flow,
+            "flow_weights": reads_flow,
+            "fusion": bool(self.fusions),
+        }
+        return only.get(setting, True)
 
     @property
     def default_pretrained(self) -> Pretrained:

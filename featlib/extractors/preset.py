@@ -3,6 +3,7 @@
 from featlib.errors import ConfigError
 from featlib.extractors.network import Network, Pretrained
 from featlib.extractors.registry import find_pretrained, near
+from featlib.flow.sources import describe_source
 from featlib.spec import InputSpec
 
 
@@ -24,6 +25,10 @@ def choose_preset(network: Network, text: str | None, weights: Pretrained | None
         raise ConfigError(f"--preprocess {text}: no such preset; {near(text, names, listing=listing)}")
     if other[0].kind != network.kind:
         raise ConfigError(f"--preprocess {text}: made for {other[0].kind}s, but {network.name} reads {network.kind}s")
+    if (other[1].input.flow is None) != (network.default_pretrained.input.flow is None):
+        raise ConfigError(
+            f"--preprocess {text}: made for {other[0].name}, which reads other things than {network.name}"
+        )
     return other[1].input
 
 
@@ -49,6 +54,23 @@ def describe_input(reads: InputSpec) -> str:
         f"resize={_sides(pixels.resize)},crop={_sides(pixels.crop or ())},interpolation={pixels.interpolation},"
         f"antialias={str(pixels.antialias).lower()},mean={_values(reads.mean)},std={_values(reads.std)}"
         f"{',order=bgr' if reads.order == 'bgr' else ''}"
+        f"{f',mean_volume={reads.mean_volume}' if reads.mean_volume else ''}{_flow(reads)}"
+    )
+
+
+def _flow(reads: InputSpec) -> str:
+    flow = reads.flow
+    if flow is None:
+        return ""
+    method = flow.method
+    source = ""
+    if method is not None:
+        weights = f",flow_weights_sha256={method.weights_sha256}" if method.weights_sha256 else ""
+        source = f",flow={describe_source(method.source)}{weights}"
+    levels = ",flow_levels=256" if flow.quantised else ""
+    return (
+        f"{source},flow_crop={_sides(reads.flow_crop or ())},flow_bound={flow.bound!r}{levels},"
+        f"flow_mean={flow.mean!r},flow_std={flow.std!r}"
     )
 
 

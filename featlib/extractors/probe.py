@@ -64,14 +64,17 @@ def skeleton(network: Network, settings: Settings) -> nn.Module:
 
 def side(reads: InputSpec) -> int:
     """Height of the network's input."""
-    return reads.pixels.crop[0] if reads.pixels.crop else 0
+    return reads.crop[0] if reads.crop else 0
 
 
 def input_shape(reads: InputSpec, frames: int) -> Shape:
-    """(3, H, W) for a frame, (3, T, H, W) for a clip."""
-    if reads.pixels.crop is None:
+    """(C, H, W) for a frame or a stack of flow, (C, T, H, W) for a clip of T frames or flows."""
+    if reads.crop is None:
         raise ConfigError("a preprocessing without a crop has no fixed input size; use one with a centre crop")
-    return (3, *reads.pixels.crop) if reads.kind == "frame" else (3, frames, *reads.pixels.crop)
+    if reads.flow is not None:
+        flows = frames - 1
+        return (3 + 2 * flows, *reads.crop) if reads.flow.with_rgb else (2, flows, *reads.crop)
+    return (3, *reads.crop) if reads.kind == "frame" else (3, frames, *reads.crop)
 
 
 @lru_cache(maxsize=256)
@@ -87,20 +90,20 @@ def probe(network: Network, settings: Settings, shape: Shape, layer: str) -> Pro
     except (RuntimeError, ValueError, AssertionError) as error:
         size = "x".join(map(str, shape[1:]))
         raise ConfigError(f"{network.name} does not take an input of {size} ({_first_line(error)})") from None
-    extractor = layers.cut(module, layer, last_layer)
+    extractor = layers.cut(module, [layer], last_layer)
     feature_shape = _feature_shape(extractor, shape, f"{network.name}: --layer {layer}")
     parameters = sum(p.numel() for p in module.parameters())
     return Probe(last_layer, feature_shape, parameters, _used(module, extractor, layer, last_layer))
 
 
-def _feature_shape(extractor: nn.Module, shape: Shape, what: str) -> Shape:
+def _feature_shape(extractor: layers.Cut, shape: Shape, what: str) -> Shape:
     # Two batch sizes tell whether the first dimension is the batch; the named layers are known to keep it.
-    sizes = (2, 3) if isinstance(extractor, layers.Node) else (2,)
+    sizes = (2,) if extractor.layers[0] in layers.NAMED_LAYERS else (2, 3)
     shapes = []
     for size in sizes:
         with torch.inference_mode():
             try:
-                shapes.append(tuple(extractor(_batch(size, shape)).shape))
+                shapes.append(tuple(extractor(_batch(size, shape))[0].shape))
             except AttributeError:
                 raise ConfigError(f"{what} is not a tensor; choose another layer") from None
     if any(s[:1] != (size,) or s[1:] != shapes[0][1:] for s, size in zip(shapes, sizes, strict=True)):
@@ -110,9 +113,29 @@ def _feature_shape(extractor: nn.Module, shape: Shape, what: str) -> Shape:
     return shapes[0][1:]
 
 
-def _used(module: nn.Module, extractor: nn.Module, layer: str, last_layer: str) -> frozenset[str]:
-    if isinstance(extractor, layers.Node):
-        return frozenset(name.removeprefix("graph.") for name in extractor.state_dict())
+def channel_axis(network: Network, settings: Settings, shape: Shape, layer: str) -> int | None:
+    """Which axis of a map of three or more is that of the channels: the one that a larger picture leaves as it is.
+
+    None for vectors and steps (their channels are the last axis), and where the network takes no other size or more
+    than one axis stays.
+    """
+    feature_shape = probe(network, settings, shape, layer).feature_shape
+    if len(feature_shape) < 3:
+        return None
+    *others, height, width = shape
+    if network.kind == "clip" and network.exact_frames is None:
+        others[-1] *= 2
+    try:
+        larger = probe(network, settings, (*others, 2 * height, 2 * width), layer).feature_shape
+    except ConfigError:
+        return None
+    same = [axis for axis, (a, b) in enumerate(zip(feature_shape, larger, strict=True)) if a == b]
+    return same[0] if len(same) == 1 else None
+
+
+def _used(module: nn.Module, extractor: layers.Cut, layer: str, last_layer: str) -> frozenset[str]:
+    if layer not in layers.NAMED_LAYERS:
+        return frozenset(name.removeprefix("network.") for name in extractor.state_dict())
     skip = f"{last_layer}." if layer == "penultimate" else "\0"
     return frozenset(name for name in module.state_dict() if not name.startswith(skip))
 

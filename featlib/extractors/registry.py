@@ -16,7 +16,11 @@ from featlib.errors import ConfigError
 from featlib.extractors.network import Network, Pretrained
 from featlib.spec import FrameSampling, InputSpec, Kind
 
-_MODULES = ("featlib.extractors.torchvision_networks", "featlib.extractors.own_networks")
+_MODULES = (
+    "featlib.extractors.torchvision_networks",
+    "featlib.extractors.own_networks",
+    "featlib.extractors.flow_networks",
+)
 _FAMILIES: list[Callable[[], Iterable[Network]]] = []
 
 Family = Callable[[], Iterable[Network]]
@@ -135,7 +139,7 @@ def describe(name: str) -> Description:
     reads = found.default_pretrained.input
     settings = found.settings(probe.side(reads), True)
     frames = 1 if isinstance(found.sampling, FrameSampling) else found.sampling.frames
-    shapes = probe.probe(found, settings, probe.input_shape(reads, frames), found.layer)
+    shapes = probe.probe(found, settings, probe.input_shape(reads, frames), found.node(found.layer))
     return Description(
         name=found.name,
         family=found.family,

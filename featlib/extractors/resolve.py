@@ -1,14 +1,18 @@
 """From a model's configuration to everything that is needed to run it, settled before anything else is read."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import torch
 
 from featlib.config import ModelConfig, Precision
 from featlib.errors import ConfigError
 from featlib.extractors import preset, probe, registry
+from featlib.extractors.categories import choose_categories
+from featlib.extractors.flow_method import choose_method
 from featlib.extractors.network import Network, Settings
-from featlib.extractors.weights import keep_payload, load_weights, resolve_weights
+from featlib.extractors.weights import LoadedWeights, keep_payload, load_weights, resolve_weights
+from featlib.models.two_stream import Fusion
 from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, Sampling, Want, clip_sampling
 from featlib.storage import StoreOptions
 
@@ -23,6 +27,9 @@ class ResolvedModel:
         settings: Arguments of the constructor.
         last_layer: Name of the last learned layer.
         feature_shape: Of one frame or clip.
+        channel_axis: Which axis of a map of features is that of the channels, where that is known.
+        top_k: So many classes stand beside a feature.
+        categories: Names of the classes, in order; empty when nobody knows them.
     """
 
     label: str
@@ -39,6 +46,15 @@ class ResolvedModel:
     last_layer: str
     feature_shape: tuple[int, ...]
     extractor_version: str
+    channel_axis: int | None = None
+    top_k: int = 0
+    categories: tuple[str, ...] = ()
+
+    @property
+    def trunk(self) -> tuple[object, ...]:
+        """Equal for models that can share a forward pass: the same network on the same input."""
+        same = (self.network, self.weights_sha256, self.settings, self.input, self.sampling)
+        return (*same, self.precision, self.batch_size)
 
     @property
     def kind(self) -> Kind:
@@ -56,7 +72,7 @@ class ResolvedModel:
 
     def semantics(self) -> dict[str, str]:
         """Everything that changes a feature's value, and nothing that does not: the basis of the fingerprint."""
-        return {
+        values = {
             "network": self.network,
             "layer": self.layer,
             "sampling": str(self.sampling),
@@ -65,6 +81,13 @@ class ResolvedModel:
             "weights_sha256": self.weights_sha256,
             "extractor": self.extractor_version,
         }
+        values |= {name: str(value) for name, value in self.settings if name == "fusion"}
+        if self.channel_axis is not None:
+            values["channel_axis"] = str(self.channel_axis)
+        if self.top_k:
+            names = hashlib.sha256("\n".join(self.categories).encode()).hexdigest()
+            values |= {"top_k": str(self.top_k), "categories_sha256": names}
+        return values
 
 
 def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
@@ -73,34 +96,83 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
     Raises:
         ConfigError: Any of them is wrong or cannot be had; one line says what to do.
     """
-    network = registry.network(config.network)
+    network = _fused(registry.network(config.network), config)
     sampling = choose_sampling(network, config)
     choice = resolve_weights(network, config.weights)
     loaded = load_weights(
         network, choice, lambda found: preset.choose_preset(network, config.preprocess, found), options
     )
-    layer = config.layer or network.layer
+    layer = network.node(config.layer or network.layer)
     shapes = _check_fit(network, loaded.settings, loaded.reads, sampling, layer)
-    what = f"--weights {choice}: layer {layer} of {network.name}"
-    _check_present(loaded.absent, shapes.used, what)
-    _check_finite(loaded.state, shapes.used, what)
+    for name in [layer] + ["logits"] * (config.top_k > 0):
+        used = shapes.used if name == layer else frozenset(loaded.state)
+        what = f"--weights {choice}: layer {name} of {network.name}"
+        _check_present(loaded.absent, used, what)
+        _check_finite(loaded.state, used, what)
     keep_payload(network, loaded)
+    num_classes = loaded.state[f"{shapes.last_layer}.weight"].shape[0]
     return ResolvedModel(
         label=config.label,
         network=network.name,
         layer=layer,
         precision=config.precision,
         batch_size=config.batch_size,
-        input=loaded.reads,
+        input=_with_flow(loaded.reads, config, options),
         sampling=sampling,
         weights_source=str(choice),
         weights_sha256=loaded.sha256,
-        num_classes=loaded.state[f"{shapes.last_layer}.weight"].shape[0],
+        num_classes=num_classes,
         settings=loaded.settings,
         last_layer=shapes.last_layer,
         feature_shape=shapes.feature_shape,
         extractor_version=f"{network.source}/{network.version}",
+        channel_axis=_channel_axis(network, loaded, sampling, layer),
+        top_k=config.top_k,
+        categories=choose_categories(config.categories, loaded.categories, num_classes, options)
+        if config.top_k
+        else (),
     )
+
+
+def _fused(network: Network, config: ModelConfig) -> Network:
+    """The network with its way of fusing streams among its settings."""
+    text = config.fusion or next(iter(network.fusions), None)
+    if text is None:
+        return network
+    if not network.fusions:
+        raise ConfigError(f"--fusion {config.label}={text}: {network.name} has one stream; leave it out")
+    try:
+        Fusion(text)
+    except ValueError as error:
+        raise ConfigError(f"--fusion {config.label}={text}: {error}") from None
+    more = (("fusion", text),)
+    return replace(
+        network,
+        settings=lambda side, from_file: (*network.settings(side, from_file), *more),
+        random_settings=lambda side, from_file: (*network.random_settings(side, from_file), *more),
+    )
+
+
+def _with_flow(reads: InputSpec, config: ModelConfig, options: StoreOptions) -> InputSpec:
+    """The preprocessing with the method that makes its flow."""
+    for option, text in (("--flow", config.flow), ("--flow-weights", config.flow_weights)):
+        if reads.flow is None and text is not None:
+            raise ConfigError(f"{option} {config.label}={text}: {config.network} reads no optical flow; leave it out")
+    if reads.flow is None:
+        return reads
+    method = choose_method(config.flow, config.flow_weights, options)
+    return replace(reads, flow=replace(reads.flow, method=method))
+
+
+def _categories(config: ModelConfig, loaded: LoadedWeights, num_classes: int, options: StoreOptions) -> tuple[str, ...]:
+    if config.categories is not None and not config.top_k:
+        raise ConfigError(f"--categories {config.categories}: names the classes of --top-k, which is not given; add it")
+    return choose_categories(config.categories, loaded.categories, num_classes, options) if config.top_k else ()
+
+
+def _channel_axis(network: Network, loaded: LoadedWeights, sampling: Sampling, layer: str) -> int | None:
+    frames = sampling.frames if isinstance(sampling, ClipSampling) else 1
+    return probe.channel_axis(network, loaded.settings, probe.input_shape(loaded.reads, frames), layer)
 
 
 def choose_sampling(network: Network, config: ModelConfig) -> Sampling:

@@ -94,7 +94,7 @@ def usable(network: Network, state: RawState) -> RawState:
         for pattern, replacement in network.renames:
             key = re.sub(pattern, replacement, key)
         tensors[key] = tensor
-    return RawState(tensors, state.versions)
+    return RawState(dict(network.adapt(tensors)), state.versions)
 
 
 def num_classes(state: RawState, last_layer: str) -> int | None:

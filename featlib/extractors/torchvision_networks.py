@@ -36,6 +36,11 @@ def video_networks() -> Iterable[Network]:
     return [_network(name, "clip") for name in torchvision.models.list_models(module=torchvision.models.video)]
 
 
+def image_network(name: str) -> Network:
+    """One of torchvision's image classification networks."""
+    return _network(name, "frame")
+
+
 def _network(name: str, kind: Kind) -> Network:
     builder, weights = torchvision.models.get_model_builder(name), torchvision.models.get_model_weights(name)
     family = builder.__module__.removeprefix("torchvision.models.")
@@ -64,7 +69,8 @@ def _pretrained(entry: Any, kind: Kind) -> Pretrained:
         antialias=bool(getattr(preset, "antialias", False)),
     )
     mean, std = tuple(preset.mean), tuple(preset.std)
-    return Pretrained(entry.name, str(entry), entry.url, InputSpec(kind, pixels, mean, std))
+    categories = tuple(entry.meta["categories"] or ())  # VGG16's IMAGENET1K_FEATURES have no classes
+    return Pretrained(entry.name, str(entry), entry.url, InputSpec(kind, pixels, mean, std), categories)
 
 
 def _vit_settings(side: int, from_file: bool) -> Settings:

@@ -47,6 +47,7 @@ def feature_rows(
     clips: pa.StructArray,
     features: npt.NDArray[np.float32],
     shape: Sequence[int],
+    extra: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
     """Rows of one model in one unit (schema ``PIECE``).
 
@@ -54,7 +55,8 @@ def feature_rows(
         media_ids: Of the unit's items; ``clips`` names items by their place here.
         clips: As in ``featlib.unit.CLIPS``.
         features: float32 (num_clips, prod(shape)).
-        shape: Of one feature.
+        shape: Of one feature; empty for rows without one.
+        extra: Other columns of the schema, (num_clips,) each.
     """
     n = len(clips)
     width = int(features.shape[1]) if n else 0
@@ -66,9 +68,11 @@ def feature_rows(
         "media_id": pa.array(media_ids, pa.string()).take(item),
         "uri": pa.array(uris, pa.string()).take(item),
         "region_index": pa.array(np.zeros(n, dtype=np.int32)),
-        "feature": pa.ListArray.from_arrays(offsets, values),
-        "feature_shape": pa.array([list(shape)] * n, pa.list_(pa.int32())),
     }
+    if len(shape):
+        columns["feature"] = pa.ListArray.from_arrays(offsets, values)
+        columns["feature_shape"] = pa.array([list(shape)] * n, pa.list_(pa.int32()))
+    columns |= {name: column for name, column in (extra or {}).items() if column.null_count < n}
     for name in ("clip_index", "start_s", "end_s", "frame_s", "padded_frames"):
         columns[name] = clips.field(name)
     return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in PIECE], schema=PIECE)

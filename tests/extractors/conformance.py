@@ -185,17 +185,18 @@ def check_module(case: Case) -> None:
 
 
 def check_values(case: Case) -> None:
-    engine = Engine(case.resolved, case.payload, batch_size=2)
+    engine = Engine([case.resolved], case.payload, batch_size=2)
     # Batches of clips (0, 1) and (1, 1): the same clip beside another one and alone.
-    features, errors = engine.run(case.frames, case.frame_idx[[0, 1, 1]])
-    assert errors == {}
+    (extracted,) = engine.run(case.frames, case.frame_idx[[0, 1, 1]])
+    features = extracted.features
+    assert extracted.errors == {}
     assert features.dtype == np.float32
-    assert features.shape == (3, int(np.prod(engine.feature_shape)))
-    assert engine.feature_shape == registry.describe(case.resolved.network).feature_shape
+    assert features.shape == (3, int(np.prod(extracted.shape)))
+    assert extracted.shape == registry.describe(case.resolved.network).feature_shape
     assert relative_l2(features[1], features[2]) < 1e-5, "a clip's feature depends on its neighbours"
     assert relative_l2(features[0], features[1]) > 1e-4, "two different clips have the same feature"
     assert relative_l2(features[2], plain_features(case.plain, case.x)) < 5e-5, "not what torchvision alone gives"
-    again = engine.run(case.frames, case.frame_idx[1:])[0]
+    again = engine.run(case.frames, case.frame_idx[1:])[0].features
     assert np.array_equal(again[0], features[2]), "the same batch gave other bits the second time"
 
 
@@ -209,9 +210,10 @@ def check_precisions(case: Case) -> None:
         del dtypes["fp16"]
     exact = plain_features(case.plain, case.x)
     for precision, dtype in dtypes.items():
-        engine = Engine(replace(case.resolved, precision=precision), case.payload, batch_size=1)
-        features, errors = engine.run(case.frames, case.frame_idx[1:])
-        assert errors == {}, precision
+        engine = Engine([replace(case.resolved, precision=precision)], case.payload, batch_size=1)
+        (extracted,) = engine.run(case.frames, case.frame_idx[1:])
+        features = extracted.features
+        assert extracted.errors == {}, precision
         assert features.dtype == np.float32
         allowed = 2 * relative_l2(plain_features(case.plain, case.x, dtype), exact)
         difference = relative_l2(features[0], exact)

@@ -22,20 +22,20 @@ class _Tokens(nn.Module):
 def test_last_layer_is_the_last_to_run_and_tokens_are_averaged() -> None:
     network, x = _Tokens().eval(), torch.rand(2, 5, 3)
     assert layers.last_learned_layer(network, x) == "last"
-    features = layers.cut(network, "penultimate", "last")(x)
+    features = layers.cut(network, ["penultimate"], "last")(x)[0]
     torch.testing.assert_close(features, network.first(x).mean(dim=1))
 
 
 def test_convolution_as_last_layer_is_averaged_over_space() -> None:
     network, x = squeezenet1_1().eval(), torch.rand(2, 3, 64, 64)
-    features = layers.cut(network, "penultimate", layers.last_learned_layer(network, x))(x)
+    features = layers.cut(network, ["penultimate"], layers.last_learned_layer(network, x))(x)[0]
     torch.testing.assert_close(features, network.features(x).mean(dim=(2, 3)))
 
 
 def test_logits_and_probabilities() -> None:
     network, x = resnet18(num_classes=7).eval(), torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(layers.cut(network, "logits", "fc")(x), network(x))
-    probabilities = layers.cut(network, "probabilities", "fc")(x)
+    torch.testing.assert_close(layers.cut(network, ["logits"], "fc")(x)[0], network(x))
+    probabilities = layers.cut(network, ["probabilities"], "fc")(x)[0]
     torch.testing.assert_close(probabilities, network(x).softmax(1))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
 
@@ -43,11 +43,22 @@ def test_logits_and_probabilities() -> None:
 def test_nodes_keep_their_shape() -> None:
     network, x = resnet18().eval(), torch.rand(2, 3, 64, 64)
     through = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
-    torch.testing.assert_close(layers.cut(network, "layer1", "fc")(x), through(x))
+    torch.testing.assert_close(layers.cut(network, ["layer1"], "fc")(x)[0], through(x))
     names = layers.node_names(network)
     assert {"layer1", "layer1.0.conv1", "avgpool", "flatten"} <= set(names)
 
 
 def test_unknown_node_lists_near_names() -> None:
     with pytest.raises(ConfigError, match="--layer layer5: no such layer; did you mean layer"):
-        layers.cut(resnet18(), "layer5", "fc")
+        layers.cut(resnet18(), ["layer5"], "fc")
+
+
+def test_shallow_and_deep_layers_come_from_one_forward() -> None:
+    network, x = resnet18(num_classes=7).eval(), torch.rand(2, 3, 64, 64)
+    names = ["layer1.0.conv1", "penultimate", "layer4", "probabilities", "logits"]
+    alone = [layers.cut(network, [name], "fc")(x)[0] for name in names]
+    calls = []
+    network.conv1.register_forward_hook(lambda *_: calls.append(1))
+    for value, expected in zip(layers.cut(network, names, "fc")(x), alone, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    assert len(calls) == 1

@@ -128,7 +128,7 @@ def test_kept_steps_are_those_whose_mean_is_the_feature() -> None:
     for layer in ("time", "penultimate"):
         model = resolved("i3d_rgb", "random:3", layer=layer, clip_sampling="frames=24")
         with torch.inference_mode():
-            features[layer] = build(model, payload(model, OPTIONS))(x)
+            features[layer] = build(model, payload(model, OPTIONS))(x)[0]
     assert features["time"].shape == (1, 2, 1024)
     assert distance(features["time"].mean(dim=1), features["penultimate"]) < 1e-5
 
@@ -168,7 +168,7 @@ def test_c3d_reads_both_layouts_of_public_weights(c3d_network: C3D, layout: str,
     release_payloads()
     x = clip(16, 112)
     with torch.inference_mode():
-        feature = build(model, payload(model, OPTIONS))(x)
+        feature = build(model, payload(model, OPTIONS))(x)[0]
     assert distance(feature, c3d(c3d_network.state_dict(), x)) < TOLERANCE
 
 

@@ -1,0 +1,1 @@
+"""Dense optical flow between frames: sources by name, estimators, and weights."""
