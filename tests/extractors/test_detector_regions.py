@@ -17,9 +17,10 @@ SMALL_RCNN = SMALL[0]
 TOLERANCE = 1e-4
 
 
-def quick(names: tuple[str, ...]) -> list[Any]:
-    """The smallest detectors always, all others in `make conformance`."""
-    return [n if n in SMALL else pytest.param(n, marks=pytest.mark.full) for n in names]
+def each(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    """The smallest detectors always, all others in `make conformance`; all tests of one together."""
+    values = [n if n in SMALL else pytest.param(n, marks=pytest.mark.full) for n in names]
+    return pytest.mark.parametrize("name", values, scope="module")
 
 
 def regions(name: str, choice: str, images: Tensor) -> list[Regions]:
@@ -56,11 +57,11 @@ def resized_boxes(network: Any, run: Callable[[], object]) -> Tensor:
     return seen[0]
 
 
-@pytest.mark.parametrize("name", quick(NAMES))
+@each(NAMES)
 def test_boxes_scores_and_labels_are_torchvisions(name: str) -> None:
     images = pictures()
     ours = regions(name, f"top:{DETECTORS[name].boxes}", images)
-    for found, expected in zip(ours, detections(plain(name), images), strict=True):
+    for found, expected in zip(ours, detections(plain(name, masks=True), images), strict=True):
         assert len(found) > 3
         assert torch.equal(found.boxes, expected["boxes"])
         assert torch.equal(found.scores, expected["scores"])
@@ -69,7 +70,7 @@ def test_boxes_scores_and_labels_are_torchvisions(name: str) -> None:
         assert found.scores.min() > DETECTORS[name].score_threshold
 
 
-@pytest.mark.parametrize("name", quick(NAMES))
+@each(NAMES)
 def test_fixed_gives_the_best_whatever_their_score(name: str) -> None:
     images = pictures()
     prefix = "box_" if "rcnn" in name else ""
@@ -100,7 +101,7 @@ def test_top_cuts_a_longer_list() -> None:
         assert torch.equal(few.boxes, many.boxes[:3])
 
 
-@pytest.mark.parametrize("name", quick(RCNN))
+@each(RCNN)
 def test_boxes_are_in_pixels_of_the_source(name: str) -> None:
     image = pictures(1)
     network = plain(name)
@@ -110,10 +111,23 @@ def test_boxes_are_in_pixels_of_the_source(name: str) -> None:
     boxes = regions(name, "top:100", image)[0].boxes
     assert distance(boxes, expected) < 1e-6
     assert distance(boxes, within) > TOLERANCE
-    assert (boxes <= torch.tensor([323.0, 241.0, 323.0, 241.0]) + 1e-3).all()
+    assert (boxes <= torch.tensor([323, 241, 323, 241]) + 1e-3).all()
 
 
-@pytest.mark.parametrize("name", quick(RCNN))
+@pytest.mark.parametrize(("x", "y"), [(40, 100), (270, 20), (290, 215)])
+def test_a_planted_square_is_found_at_its_place(x: int, y: int) -> None:
+    image = torch.zeros(1, 3, 241, 323)
+    image[:, :, y : y + 18, x : x + 18] = 1
+    with torch.inference_mode():
+        found = RegionDetector(plain_detectors.bright_square_detector(), RegionChoice.parse("top:1"))(image)[0]
+    assert found.boxes[0].tolist() == pytest.approx([x + 1, y + 1, x + 17, y + 17], abs=2)
+    assert found.labels.tolist() == [1]
+    assert found.vectors is not None
+    assert found.vectors.shape == (1, 49)
+    assert found.vectors.mean() > 0.9
+
+
+@each(RCNN)
 def test_vectors_are_those_of_the_reported_boxes(name: str) -> None:
     image = pictures(1)
     found = regions(name, "top:12", image)[0]
@@ -137,13 +151,7 @@ def test_vectors_are_those_of_the_reported_boxes(name: str) -> None:
         assert distance(found.vectors, before_relu) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", quick(tuple(n for n in NAMES if n not in RCNN)))
-def test_detectors_without_a_box_head_have_no_vectors(name: str) -> None:
-    assert DETECTORS[name].vector_size is None
-    assert regions(name, "top:5", pictures(1))[0].vectors is None
-
-
-@pytest.mark.parametrize("name", quick(NAMES))
+@each(NAMES)
 def test_a_picture_gives_the_same_alone_and_in_a_batch(name: str) -> None:
     image = pictures(1)
     model = region_detector(name, "top:20")
@@ -157,7 +165,7 @@ def test_a_picture_gives_the_same_alone_and_in_a_batch(name: str) -> None:
             assert distance(found.vectors, alone.vectors) < 1e-5
 
 
-@pytest.mark.parametrize("name", quick(NAMES))
+@each(NAMES)
 def test_backbone_runs_once(name: str) -> None:
     model = region_detector(name, "top:20")
     kept = Kept(model.network.backbone)
@@ -188,7 +196,7 @@ def test_an_extremely_long_picture_does_not_spoil_those_that_follow() -> None:
     assert not torch.equal(detections(network, image)[0]["scores"][:20], expected.scores)
 
 
-@pytest.mark.parametrize("name", quick(NAMES))
+@each(NAMES)
 def test_coordinates_stay_exact_in_bfloat16(name: str) -> None:
     model, network, image = region_detector(name, "top:20"), plain(name), pictures(1)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -196,6 +204,7 @@ def test_coordinates_stay_exact_in_bfloat16(name: str) -> None:
         theirs = resized_boxes(network, lambda: detections(network, image))
         found = model(image)[0]
     assert len(ours) > 0
+    assert (found.vectors is not None) == (name in RCNN)
     assert (ours - ours.bfloat16()).abs().max() > 0.1
     assert (theirs - theirs.bfloat16()).abs().max() == 0
     assert found.boxes.dtype == found.scores.dtype == torch.float32
