@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FramePolicy = Literal["all", "every", "fps", "uniform", "random", "keyframes"]
 Tail = Literal["drop", "pad", "shift"]
+RegionPolicy = Literal["top", "fixed"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Kind = Literal["frame", "clip"]
 ChannelOrder = Literal["rgb", "bgr"]
@@ -151,6 +152,38 @@ def clip_sampling(text: str, default: ClipSampling) -> ClipSampling:
         raise ValueError(f"clip sampling {text!r}: tail must be drop, pad or shift")
     fps = _positive(keys["fps"], f"clip sampling {text!r}: fps") if "fps" in keys else default.fps
     return ClipSampling(frames, stride, hop, cast(Tail, tail), fps)
+
+
+@dataclass(frozen=True)
+class RegionChoice:
+    """Which of the boxes that a detector finds in a frame are kept.
+
+    Args:
+        policy: ``top``: those over the detector's published score threshold, at most ``count``. ``fixed``: the best
+            ``count`` whatever their score; fewer only when the detector has no more.
+        count: Boxes a frame.
+    """
+
+    policy: RegionPolicy
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "RegionChoice":
+        """Reads ``top:100`` and ``fixed:36``.
+
+        Raises:
+            ValueError: The text is neither.
+        """
+        name, _, value = text.strip().partition(":")
+        if name not in ("top", "fixed"):
+            raise ValueError(f"regions {text!r} is not known; use top:K or fixed:K")
+        number = _positive(value, f"regions {text!r}: K")
+        if number.denominator != 1:
+            raise ValueError(f"regions {text!r}: K must be a whole number")
+        return cls(cast(RegionPolicy, name), int(number))
+
+    def __str__(self) -> str:
+        return f"{self.policy}:{self.count}"
 
 
 def _positive(text: str, what: str) -> Fraction:

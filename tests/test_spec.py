@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featlib.spec import ClipSampling, FrameSampling, PixelSpec, Want, clip_sampling, parse_clip_keys
+from featlib.spec import (
+    ClipSampling,
+    FrameSampling,
+    PixelSpec,
+    RegionChoice,
+    Want,
+    clip_sampling,
+    parse_clip_keys,
+)
 
 OWN = ClipSampling(16)
 
@@ -109,3 +117,17 @@ def test_specs_cross_process_borders() -> None:
     assert pickle.loads(pickle.dumps(want)) == want
     assert want.kind == "clip"
     assert Want("m", FrameSampling("all"), want.pixels).kind == "frame"
+
+
+@pytest.mark.parametrize(("text", "choice"), [("top:100", ("top", 100)), (" fixed:36 ", ("fixed", 36))])
+def test_region_choices(text: str, choice: tuple[str, int]) -> None:
+    parsed = RegionChoice.parse(text)
+    assert (parsed.policy, parsed.count) == choice
+    assert str(parsed) == text.strip()
+
+
+@pytest.mark.parametrize("text", ["", "all", "top", "top:", "top:0", "top:-3", "fixed:1.5", "fixed:x", "best:10", "36"])
+def test_wrong_region_choices(text: str) -> None:
+    with pytest.raises(ValueError, match="regions") as refusal:
+        RegionChoice.parse(text)
+    assert "\n" not in str(refusal.value)
