@@ -66,6 +66,11 @@ def _endpoint(url: str) -> str:
     return url
 
 
+def _plain_name(network: str) -> str:
+    """The label of a network when none is given: ``fasterrcnn-resnet50`` for ``crop:fasterrcnn+resnet50``."""
+    return network.rpartition(":")[2].replace("+", "-")
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 
 
@@ -109,7 +114,7 @@ class ModelConfig(_Frozen):
     @classmethod
     def _label_is_network(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("label") is None and "network" in data:
-            return {**data, "label": data["network"]}
+            return {**data, "label": _plain_name(str(data["network"]))}
         return data
 
 
@@ -122,7 +127,7 @@ def _by_layer(model: Any) -> list[Any]:
     names = layers.split(",") if isinstance(layers, str) else layers
     if not isinstance(names, list | tuple) or len(names) < 2:
         return [model]
-    label = values.get("label") or values.get("network")
+    label = values.get("label") or _plain_name(str(values.get("network")))
     return [{**values, "label": f"{label}.{name}", "layer": name} for name in names]
 
 

@@ -36,7 +36,7 @@ from featlib.unit import (
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
-    from featlib.inference import Engine
+    from featlib.inference import Engine, RegionEngine
     from featlib.media import Limits
 
 MAX_ATTEMPTS = 3
@@ -137,14 +137,14 @@ class ExtractWorker:
     """Runs the networks of one pool over a unit and adds their features; models of one network share its forward."""
 
     def __init__(self, spec: ExtractSpec, payloads: Mapping[str, Any]) -> None:
-        from featlib.inference import Engine
+        from featlib.inference import open_engine
 
         self._spec = spec
         groups: dict[tuple[object, ...], list[ResolvedModel]] = {}
         for model in spec.models:
             groups.setdefault(model.trunk, []).append(model)
         self._engines = [
-            Engine(models, payloads[models[0].label], device=spec.device, threads=spec.threads)
+            open_engine(models, payloads[models[0].label], device=spec.device, threads=spec.threads)
             for models in groups.values()
         ]
 
@@ -160,7 +160,7 @@ class ExtractWorker:
         return without(with_stats(row, stats), self._spec.drop)
 
 
-def _extracted(row: pa.Table, engine: "Engine") -> tuple[pa.Table, str]:
+def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table, str]:
     """The unit with the features of an engine's models; or, when no unit would fare better, what stops the job."""
     from torch import OutOfMemoryError
 

@@ -1,6 +1,6 @@
 """All detectors of torchvision: what is published of each, and how it is built without any download."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +14,7 @@ from featlib.errors import ConfigError
 from featlib.extractors import probe
 from featlib.extractors.light_torchvision import torchvision
 from featlib.extractors.network import Network, Pretrained, Settings, StateDict
+from featlib.extractors.registry import CROP, Description, describe, register_family
 from featlib.models.detection import suppressing_part, vector_size
 from featlib.spec import FrameSampling, InputSpec, PixelSpec
 
@@ -140,10 +141,18 @@ def network(name: str) -> Network:
         source="torchvision",
         kind="frame",
         sampling=FrameSampling.parse("fps:1"),
-        pretrained=tuple(Pretrained(w.name, w.enum, w.url, WHOLE_FRAMES) for w in spec.weights),
+        pretrained=tuple(Pretrained(w.name, w.enum, w.url, WHOLE_FRAMES, w.categories) for w in spec.weights),
         default=spec.default,
         constructor=partial(_construct, name),
+        detects=True,
+        layer="box_head",
     )
+
+
+@register_family
+def detection_networks() -> Iterable[Network]:
+    """torchvision's detectors."""
+    return [network(name) for name in DETECTORS]
 
 
 def detector(name: str, settings: Settings = ()) -> nn.Module:
@@ -156,7 +165,7 @@ def detector(name: str, settings: Settings = ()) -> nn.Module:
         settings: ``num_classes`` (background counted), ``num_keypoints`` of a keypoint R-CNN, ``frozen_norm`` and
             ``zero_eps`` (0 or 1); see ``settings_in``. What is left out is as torchvision builds it without weights.
     """
-    return _construct(name, **dict(settings)).eval()
+    return _construct(name, **{key: int(value) for key, value in settings}).eval()
 
 
 def _construct(name: str, *, frozen_norm: int = 0, zero_eps: int = 0, **sizes: int) -> nn.Module:
@@ -251,3 +260,26 @@ def count_flops(name: str, height: int = 480, width: int = 640) -> int:
         else:
             built.head(list(maps.values()))
     return int(counter.get_total_flops())
+
+
+def describe_detector(found: Network) -> Description:
+    """What ``featlib models`` says about a detector, or about a network behind one."""
+    name = found.name.removeprefix(CROP).partition("+")[0]
+    spec = DETECTORS[name]
+    own = () if spec.vector_size is None else (spec.vector_size,)
+    inner = describe(found.embedder) if found.embedder else None
+    return Description(
+        name=found.name,
+        family=found.family,
+        kind=found.kind,
+        input=WHOLE_FRAMES,
+        sampling=str(found.sampling),
+        layer=inner.layer if inner else "box_head" if own else "none",
+        feature_shape=inner.feature_shape if inner else own,
+        parameters=spec.parameters + (inner.parameters if inner else 0),
+        flops=count_flops(name) + (inner.flops * spec.boxes if inner else 0),
+        weights=tuple(p.name for p in found.pretrained),
+        default_weights=found.default,
+        source=found.source,
+        version=found.version,
+    )

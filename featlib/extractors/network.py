@@ -82,6 +82,8 @@ class Network:
         penultimate: Node that ``--layer penultimate`` means; empty: the input of the last learned layer.
         fusions: What ``--fusion`` may say besides weights like 1:1.5, the default first; empty for one stream.
         adapt: From a file's state dict to that of this network, for files made for a part of it.
+        detects: Its rows are boxes.
+        embedder: Name of the network that reads what lies in the boxes; empty for none.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Network:
     penultimate: str = ""
     fusions: tuple[str, ...] = ()
     adapt: Callable[[StateDict], StateDict] = _as_it_is
+    detects: bool = False
+    embedder: str = ""
 
     def node(self, layer: str) -> str:
         """What ``layer`` means in this network."""
@@ -118,6 +122,10 @@ class Network:
             "flow": reads_flow,
             "flow_weights": reads_flow,
             "fusion": bool(self.fusions),
+            "regions": self.detects,
+            "layer": not self.detects or bool(self.embedder),
+            "preprocess": not self.detects or bool(self.embedder),
+            "top_k": not self.detects,
         }
         return only.get(setting, True)
 

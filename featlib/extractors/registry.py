@@ -8,7 +8,7 @@ A module registers what it offers with one decorated function; it is imported wh
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 
@@ -20,8 +20,12 @@ _MODULES = (
     "featlib.extractors.torchvision_networks",
     "featlib.extractors.own_networks",
     "featlib.extractors.flow_networks",
+    "featlib.extractors.detectors",
 )
 _FAMILIES: list[Callable[[], Iterable[Network]]] = []
+
+CROP = "crop:"
+"""Begins the name of a model that embeds what lies in a detector's boxes."""
 
 Family = Callable[[], Iterable[Network]]
 
@@ -101,9 +105,24 @@ def network(name: str) -> Network:
         ConfigError: There is none; names close to it are listed.
     """
     known = _all()
+    if name.startswith(CROP):
+        return _cropping(name)
     if name not in known:
         raise ConfigError(f"--model {name}: no such network; {near(name, known)}")
     return known[name]
+
+
+def _cropping(name: str) -> Network:
+    """``crop:DETECTOR+NETWORK``: the detector, with the network that reads what lies in its boxes."""
+    detector, plus, inner = name.removeprefix(CROP).partition("+")
+    if not plus or not detector or not inner:
+        raise ConfigError(f"--model {name}: must be crop:DETECTOR+NETWORK, like crop:fasterrcnn_resnet50_fpn+resnet50")
+    outer, embedder = network(detector), network(inner)
+    if not outer.detects or outer.embedder:
+        raise ConfigError(f"--model {name}: {detector} is no detector; use one like fasterrcnn_resnet50_fpn")
+    if embedder.detects or embedder.kind != "frame":
+        raise ConfigError(f"--model {name}: {inner} does not read single pictures; use one like resnet50")
+    return replace(outer, name=name, embedder=inner)
 
 
 def near(name: str, known: Iterable[str], *, listing: str = "`featlib models` lists them all") -> str:
@@ -136,6 +155,10 @@ def describe(name: str) -> Description:
     from featlib.extractors import probe
 
     found = network(name)
+    if found.detects:
+        from featlib.extractors.detectors import describe_detector
+
+        return describe_detector(found)
     reads = found.default_pretrained.input
     settings = found.settings(probe.side(reads), True)
     frames = 1 if isinstance(found.sampling, FrameSampling) else found.sampling.frames

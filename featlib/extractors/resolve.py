@@ -1,6 +1,7 @@
 """From a model's configuration to everything that is needed to run it, settled before anything else is read."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,11 +10,19 @@ from featlib.config import ModelConfig, Precision
 from featlib.errors import ConfigError
 from featlib.extractors import preset, probe, registry
 from featlib.extractors.categories import choose_categories
+from featlib.extractors.detectors import DETECTORS
 from featlib.extractors.flow_method import choose_method
 from featlib.extractors.network import Network, Settings
+from featlib.extractors.resolve_regions import (
+    check_settings,
+    frame_sampling,
+    region_choice,
+    resolve_detector,
+    split_weights,
+)
 from featlib.extractors.weights import LoadedWeights, keep_payload, load_weights, resolve_weights
 from featlib.models.two_stream import Fusion
-from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, Sampling, Want, clip_sampling
+from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, RegionChoice, Sampling, Want, clip_sampling
 from featlib.storage import StoreOptions
 
 
@@ -30,6 +39,8 @@ class ResolvedModel:
         channel_axis: Which axis of a map of features is that of the channels, where that is known.
         top_k: So many classes stand beside a feature.
         categories: Names of the classes, in order; empty when nobody knows them.
+        regions: Which boxes a detector keeps; None for other networks.
+        embedder: The network that reads what lies in the boxes; None for the detector's own vectors.
     """
 
     label: str
@@ -49,12 +60,20 @@ class ResolvedModel:
     channel_axis: int | None = None
     top_k: int = 0
     categories: tuple[str, ...] = ()
+    regions: RegionChoice | None = None
+    embedder: "ResolvedModel | None" = None
 
     @property
     def trunk(self) -> tuple[object, ...]:
         """Equal for models that can share a forward pass: the same network on the same input."""
         same = (self.network, self.weights_sha256, self.settings, self.input, self.sampling)
-        return (*same, self.precision, self.batch_size)
+        inner = self.embedder.trunk if self.embedder else None
+        return (*same, self.precision, self.batch_size, self.regions, inner)
+
+    @property
+    def detector(self) -> str:
+        """Name of the detector in ``crop:DETECTOR+NETWORK``."""
+        return self.network.removeprefix(registry.CROP).partition("+")[0]
 
     @property
     def kind(self) -> Kind:
@@ -84,9 +103,16 @@ class ResolvedModel:
         values |= {name: str(value) for name, value in self.settings if name == "fusion"}
         if self.channel_axis is not None:
             values["channel_axis"] = str(self.channel_axis)
-        if self.top_k:
+        if self.regions is not None:
+            values["regions"] = str(self.regions)
+        if self.embedder is not None:
+            inner = {k: v for k, v in self.embedder.semantics().items() if k != "sampling"}
+            values["embedder"] = json.dumps({**inner, "box": "warped"}, sort_keys=True)
+        if self.top_k or self.regions is not None:
             names = hashlib.sha256("\n".join(self.categories).encode()).hexdigest()
-            values |= {"top_k": str(self.top_k), "categories_sha256": names}
+            values["categories_sha256"] = names
+        if self.top_k:
+            values["top_k"] = str(self.top_k)
         return values
 
 
@@ -96,7 +122,12 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
     Raises:
         ConfigError: Any of them is wrong or cannot be had; one line says what to do.
     """
-    network = _fused(registry.network(config.network), config)
+    found = registry.network(config.network)
+    if found.detects:
+        return _detector(config, found, options)
+    if config.regions is not None:
+        raise ConfigError(f"--regions {config.label}={config.regions}: {found.name} is no detector; leave it out")
+    network = _fused(found, config)
     sampling = choose_sampling(network, config)
     choice = resolve_weights(network, config.weights)
     loaded = load_weights(
@@ -131,6 +162,44 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         categories=choose_categories(config.categories, loaded.categories, num_classes, options)
         if config.top_k
         else (),
+    )
+
+
+def _detector(config: ModelConfig, network: Network, options: StoreOptions) -> ResolvedModel:
+    """A detector, with the network behind it when it has one."""
+    own, inner = replace(network, name=network.name.removeprefix(registry.CROP).partition("+")[0], embedder=""), None
+    weights = config.weights
+    if network.embedder:
+        weights, second = split_weights(config.weights, config.label)
+        passed = {name: getattr(config, name) for name in ("label", "layer", "preprocess", "precision")}
+        inner = resolve(ModelConfig(network=network.embedder, weights=second, **passed), options)
+        if config.top_k:
+            raise ConfigError(
+                f"--top-k {config.label}={config.top_k}: its rows have the detector's labels; leave it out"
+            )
+    else:
+        check_settings(config, network)
+    choice, loaded, num_classes, categories = resolve_detector(config, own, weights, options)
+    vector = DETECTORS[own.name].vector_size
+    return ResolvedModel(
+        label=config.label,
+        network=network.name,
+        layer=inner.layer if inner else "box_head" if vector else "none",
+        precision=config.precision,
+        batch_size=config.batch_size,
+        input=loaded.reads,
+        sampling=frame_sampling(config, network),
+        weights_source=f"{choice}+{inner.weights_source}" if inner else str(choice),
+        weights_sha256=loaded.sha256,
+        num_classes=num_classes,
+        settings=loaded.settings,
+        last_layer="",
+        feature_shape=inner.feature_shape if inner else () if vector is None else (vector,),
+        extractor_version=f"{network.source}/{network.version}",
+        channel_axis=inner.channel_axis if inner else None,
+        categories=categories,
+        regions=region_choice(config, own),
+        embedder=inner,
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _FILE_ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _CONNECT_S = 30.0
+_LENGTH_BYTES = 8
 _LEAST_HASH = 8  # hex digits in a publisher's file name that identify a file
 
 # Safetensors bytes by network, hash and constructor settings: read once, shared by models with the same weights.
@@ -281,15 +282,34 @@ def payload(resolved: "ResolvedModel", options: StoreOptions) -> bytes:
     Raises:
         ConfigError: The weights have to be read again and cannot be, or are not the same any more.
     """
+    if resolved.embedder is not None:
+        detector = replace(resolved, network=resolved.detector, embedder=None)
+        return join_payloads(payload(detector, options), payload(resolved.embedder, options))
     key = (resolved.network, resolved.weights_sha256, resolved.settings)
     if key not in _PAYLOADS:
         network = registry.network(resolved.network)
         choice = resolve_weights(network, resolved.weights_source)
-        loaded = load_weights(network, choice, lambda _: resolved.input, options)
+        if network.detects:
+            from featlib.extractors.resolve_regions import load_detector
+
+            loaded = load_detector(network, choice, options)
+        else:
+            loaded = load_weights(network, choice, lambda _: resolved.input, options)
         if loaded.sha256 != resolved.weights_sha256:
             raise ConfigError(f"--weights {choice}: the file changed while the job was starting; run it again")
         keep_payload(network, loaded)
     return _PAYLOADS[key]
+
+
+def join_payloads(first: bytes, second: bytes) -> bytes:
+    """Two payloads as one; ``split_payloads`` takes them apart."""
+    return len(first).to_bytes(_LENGTH_BYTES, "little") + first + second
+
+
+def split_payloads(joined: bytes) -> tuple[bytes, bytes]:
+    """The two that ``join_payloads`` joined."""
+    end = _LENGTH_BYTES + int.from_bytes(joined[:_LENGTH_BYTES], "little")
+    return joined[_LENGTH_BYTES:end], joined[end:]
 
 
 def release_payloads() -> None:

@@ -1,5 +1,15 @@
-"""From uint8 frames to float32 features: one engine for all networks of pixels and flow."""
+"""From uint8 frames to float32 features: an engine for networks of pixels and flow, another for detectors."""
 
+from collections.abc import Sequence
+
+from featlib.extractors.resolve import ResolvedModel
 from featlib.inference.engine import Engine, default_batch_size
+from featlib.inference.regions import RegionEngine
 
-__all__ = ["Engine", "default_batch_size"]
+__all__ = ["Engine", "RegionEngine", "default_batch_size", "open_engine"]
+
+
+def open_engine(models: Sequence[ResolvedModel], payload: bytes, *, device: str, threads: int) -> Engine | RegionEngine:
+    """The engine for models that share a forward pass."""
+    kind = Engine if models[0].regions is None else RegionEngine
+    return kind(models, payload, device=device, threads=threads)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featlib.arrays import Extracted, Flow, Ints, Stretches, UInt8
+from featlib.config import Precision
 from featlib.extractors.build import build, mean_volume
 from featlib.extractors.resolve import ResolvedModel
 from featlib.inference.inputs import FlowClips, Loaded, Normalisation, PixelClips
@@ -22,7 +23,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # as much as a full one.
 _BATCH_PIXELS = {"cpu": 8 * 224 * 224, "cuda": 64 * 224 * 224}
 _MOST_IN_BATCH = 256
-_FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
+FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
+"""What no clip is to blame for."""
 
 
 def default_batch_size(resolved: ResolvedModel, device: str) -> int:
@@ -37,6 +39,17 @@ def exact_arithmetic(device: torch.device) -> AbstractContextManager[object]:
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Half precision where the model asks for it."""
+    dtype = _AUTOCAST.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong with a clip."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def in_best_format(module: nn.Module, reads: InputSpec, device: torch.device) -> nn.Module:
@@ -148,24 +161,20 @@ class Engine:
         """Values of one batch; when the network raises, of each clip that goes through alone."""
         try:
             yield rows, self._forward(loaded, rows)
-        except _FATAL:
+        except FATAL:
             raise
         except Exception as error:  # noqa: BLE001 — each becomes the clip's error below
             if len(rows) == 1:
-                errors[rows.start] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                errors[rows.start] = one_line(error)
                 return
             for row in rows:
                 yield from self._forward_or_each(loaded, range(row, row + 1), errors)
 
     def _forward(self, loaded: Loaded, rows: range) -> tuple[Tensor, ...]:
         filled = np.minimum(np.arange(rows.start, rows.start + self.batch_size), rows.stop - 1)
-        with torch.inference_mode(), exact_arithmetic(self.device), self._autocast():
+        with torch.inference_mode(), exact_arithmetic(self.device), autocast(self._first.precision, self.device):
             outputs: tuple[Tensor, ...] = self._module(loaded.batch(filled))
             return tuple(values[: len(rows)].float().flatten(1) for values in outputs)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = _AUTOCAST.get(self._first.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     def _extracted(self, model: ResolvedModel, values: dict[str, Features], errors: dict[int, str]) -> Extracted:
         mine, features = dict(errors), values[model.layer].copy()

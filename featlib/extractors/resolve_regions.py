@@ -1,0 +1,107 @@
+"""Detectors and ``crop:DETECTOR+NETWORK``: from a model's configuration to everything that is needed to run it."""
+
+from featlib.config import ModelConfig
+from featlib.errors import ConfigError
+from featlib.extractors import detectors, state_dict
+from featlib.extractors.categories import choose_categories
+from featlib.extractors.network import Network
+from featlib.extractors.weights import LoadedWeights, WeightsChoice, keep_payload, read_weights, resolve_weights
+from featlib.spec import FrameSampling, RegionChoice
+from featlib.storage import StoreOptions
+
+_NOT_FOR_DETECTORS = ("layer", "preprocess", "top_k")
+
+
+def load_detector(network: Network, choice: WeightsChoice, options: StoreOptions) -> LoadedWeights:
+    """Reads or draws the weights of a detector.
+
+    Raises:
+        ConfigError: They cannot be had or do not fit.
+    """
+    reads = network.default_pretrained.input
+    if choice.seed is not None:
+        state = state_dict.random_state(network, choice.seed, ())
+        return LoadedWeights(state, state_dict.content_sha256(state), reads, ())
+    file = read_weights(network, choice, options)
+    raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
+    published = file.pretrained.name if file.pretrained else None
+    settings = detectors.settings_in(network.name, raw.tensors, str(choice), published)
+    fitted = state_dict.fit(network, settings, raw, str(choice))
+    return LoadedWeights(fitted.tensors, file.sha256, reads, settings, categories=file.categories)
+
+
+def check_settings(config: ModelConfig, network: Network) -> None:
+    """Refuses settings that mean nothing to a detector without a network behind it.
+
+    Raises:
+        ConfigError: One of them is given.
+    """
+    for name in _NOT_FOR_DETECTORS:
+        value = getattr(config, name)
+        if value:
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"--{option} {config.label}={value}: {network.name} is a detector, whose rows are boxes with the box "
+                f"head's vector; leave it out, or use crop:{network.name}+NETWORK"
+            )
+
+
+def region_choice(config: ModelConfig, network: Network) -> RegionChoice:
+    """Which boxes are kept: as asked, else as many as the detector was published with.
+
+    Raises:
+        ConfigError: The text is no such choice.
+    """
+    if config.regions is None:
+        return RegionChoice("top", detectors.DETECTORS[network.name].boxes)
+    try:
+        return RegionChoice.parse(config.regions)
+    except ValueError as error:
+        raise ConfigError(f"--regions {config.label}={config.regions}: {error}") from None
+
+
+def frame_sampling(config: ModelConfig, network: Network) -> FrameSampling:
+    """The frames in which boxes are looked for.
+
+    Raises:
+        ConfigError: A clip sampling is given.
+    """
+    if config.clip_sampling is not None:
+        raise ConfigError(
+            f"--clip-sampling {config.label}={config.clip_sampling}: {config.network} reads frames; "
+            "use --frame-sampling"
+        )
+    text = config.frame_sampling
+    return FrameSampling.parse(text) if text is not None else FrameSampling.parse(str(network.sampling))
+
+
+def split_weights(text: str, label: str) -> tuple[str, str]:
+    """``--weights`` of a ``crop:`` model: ``W+W`` for detector and network, or one that both understand.
+
+    Raises:
+        ConfigError: One file is given for two networks, or it cannot be told where the first ends.
+    """
+    parts = text.split("+")
+    if len(parts) == 1 and (text == "default" or text.startswith("random:")):
+        return text, text
+    if len(parts) != 2 or not all(parts):
+        raise ConfigError(
+            f"--weights {label}={text}: must name weights of the detector and of the network, like default+default"
+        )
+    return parts[0], parts[1]
+
+
+def resolve_detector(
+    config: ModelConfig, network: Network, weights: str, options: StoreOptions
+) -> tuple[WeightsChoice, LoadedWeights, int, tuple[str, ...]]:
+    """Weights of a detector, how many classes they tell apart, and their names; the payload is kept.
+
+    Raises:
+        ConfigError: They cannot be had or do not fit.
+    """
+    choice = resolve_weights(network, weights)
+    loaded = load_detector(network, choice, options)
+    settings = dict(loaded.settings)
+    num_classes = int(settings.get("num_classes", detectors.num_classes_in(network.name, loaded.state, str(choice))))
+    keep_payload(network, loaded)
+    return choice, loaded, num_classes, choose_categories(config.categories, loaded.categories, num_classes, options)
