@@ -69,6 +69,15 @@ def _endpoint(url: str) -> str:
 Name = Annotated[str, AfterValidator(check_name)]
 
 
+def default_label(network: str) -> str:
+    """The label of a model that was given none: the network's name; of ``module:object`` the part behind the colon.
+
+    That part may hold characters that no label has; they become ``_``.
+    """
+    _, colon, name = network.partition(":")
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("0123456789._-") if colon else network
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,7 +102,7 @@ class ModelConfig(_Frozen):
     @classmethod
     def _label_is_network(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("label") is None and "network" in data:
-            return {**data, "label": data["network"]}
+            return {**data, "label": default_label(str(data["network"]))}
         return data
 
 

@@ -95,7 +95,7 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         sampling=sampling,
         weights_source=str(choice),
         weights_sha256=loaded.sha256,
-        num_classes=loaded.state[f"{shapes.last_layer}.weight"].shape[0],
+        num_classes=shapes.num_classes,
         settings=loaded.settings,
         last_layer=shapes.last_layer,
         feature_shape=shapes.feature_shape,
