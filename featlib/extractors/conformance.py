@@ -204,11 +204,11 @@ def _dtype(case: Case) -> Finding:
     module = build(case.resolved, case.payload)
     cut = isinstance(module, layers.Node)
     inner = module.get_submodule("graph" if cut else "network")
-    seen = {name: t.dtype for name, t in module.state_dict().items() if t.is_floating_point()}
+    seen: dict[str, torch.dtype] = {}
 
     def note(name: str, values: object) -> None:
         tensors = values.values() if isinstance(values, dict) else (values,)
-        seen.update({name: t.dtype for t in tensors if isinstance(t, Tensor)})
+        seen.update((name, t.dtype) for t in tensors if isinstance(t, Tensor))
 
     inner.register_forward_hook(lambda _module, _args, out: note("the output", out))
     if not cut:
@@ -216,6 +216,7 @@ def _dtype(case: Case) -> Finding:
         last.register_forward_pre_hook(lambda _module, args: note("the last layer's input", args[0]))
     with torch.inference_mode():
         module(plain.prepared(case.resolved.input, case.clips[:1]))
+    seen |= {name: t.dtype for name, t in inner.state_dict().items() if t.is_floating_point()}
     other = [f"{name} is {dtype}" for name, dtype in seen.items() if dtype != torch.float32]
     return _judged(not other, "float32 throughout", f"not float32: {', '.join(other[:3])}")
 

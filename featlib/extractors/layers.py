@@ -104,5 +104,5 @@ def last_learned_layer(network: nn.Module, x: Tensor) -> str:
         for hook in hooks:
             hook.remove()
     if not order:
-        raise ConfigError(f"{type(network).__name__} runs no linear and no convolution layer; features are cut at those")
+        raise ConfigError(f"{type(network).__name__} runs no linear or convolution layer; features are cut at those")
     return order[-1]

@@ -1,13 +1,16 @@
 """What ``featlib models`` prints."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featlib.errors import ConfigError
 from featlib.extractors import timm_networks
-from featlib.extractors.conformance import Finding
 from featlib.extractors.registry import Description, describe, names, problems
+
+if TYPE_CHECKING:
+    from featlib.extractors.conformance import Finding
 
 _COLUMNS = ("network", "input", "frames", "feature", "params M", "GFLOPs", "default weights")
 
@@ -26,12 +29,12 @@ def as_text(found: Description | list[Description]) -> str:
     return "\n".join([_table(_COLUMNS, [_row(d) for d in found]), *more * timm_networks.is_installed()])
 
 
-def findings_as_json(findings: tuple[Finding, ...]) -> str:
+def findings_as_json(findings: "tuple[Finding, ...]") -> str:
     """What the conformance test found, as a list."""
     return json.dumps([asdict(f) for f in findings], indent=2)
 
 
-def findings_as_text(findings: tuple[Finding, ...]) -> str:
+def findings_as_text(findings: "tuple[Finding, ...]") -> str:
     """What the conformance test found, in a table."""
     results = {True: "ok", False: "FAILED", None: "-"}
     figures = ["" if f.figure is None else f"{f.figure:.2g}" for f in findings]
@@ -76,8 +79,8 @@ def _row(found: Description) -> tuple[str, ...]:
     )
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    rows = [columns, *rows]
+def _table(columns: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
+    rows = [columns, *body]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)

@@ -159,9 +159,9 @@ def own_network(
 ) -> Network:
     """A network of your own, for ``--model module:object`` or an entry point of the group ``featlib.extractors``.
 
-        tiny = featlib.own_network(
-            "tiny", Tiny, featlib.InputSpec("frame", featlib.PixelSpec((256,), (224, 224)), mean=(0.5,) * 3, std=(0.25,) * 3)
-        )
+        pixels = featlib.PixelSpec(resize=(256,), crop=(224, 224))
+        reads = featlib.InputSpec("frame", pixels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        tiny = featlib.own_network("tiny", Tiny, reads)
 
     Args:
         name: Under which an entry point offers it.

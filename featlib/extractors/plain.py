@@ -29,7 +29,7 @@ def pictures(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 
 def prepared(reads: InputSpec, clips: UInt8Clips) -> Tensor:
-    """The preprocessing by hand: values over 255, less the mean, over the deviation; (N, 3, H, W) or (N, 3, T, H, W)."""
+    """The preprocessing by hand, over 255, less the mean, over the deviation: (N, 3, H, W) or (N, 3, T, H, W)."""
     values = clips[..., ::-1] if reads.order == "bgr" else clips
     scaled = (values / 255.0 - np.array(reads.mean)) / np.array(reads.std)
     x = torch.from_numpy(np.moveaxis(scaled, -1, 1).astype(np.float32))
@@ -37,7 +37,7 @@ def prepared(reads: InputSpec, clips: UInt8Clips) -> Tensor:
 
 
 def settled_state(network: Network, seed: int, reads: InputSpec, clips: UInt8Clips) -> dict[str, Tensor]:
-    """The state dict of ``network`` as built after ``torch.manual_seed(seed)``, batch norm statistics from ``clips``."""
+    """What ``network`` is when built after ``torch.manual_seed(seed)``, with batch norm statistics from ``clips``."""
     side = reads.pixels.crop[0] if reads.pixels.crop else 0
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

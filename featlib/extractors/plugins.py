@@ -61,9 +61,7 @@ def installed(taken: Mapping[str, Network]) -> Installed:
 
 def registered_twice(first: Network, second: Network) -> str:
     """What is wrong when two networks have one name."""
-    return (
-        f"extractor {first.name!r} is registered twice, by {first.source} and {second.source}; names must be unique"
-    )
+    return f"extractor {first.name!r} is registered twice, by {first.source} and {second.source}; names must be unique"
 
 
 def _package(entry: EntryPoint) -> str:

@@ -10,7 +10,7 @@ from types import ModuleType
 from featlib.errors import ConfigError
 from featlib.extractors.network import Network
 
-_ON_A_CLUSTER = "on a Ray cluster every node needs it: installed there, or sent by the job's runtime_env (--working-dir)"
+_ON_A_CLUSTER = "on a Ray cluster every node needs it, installed or sent by the job's runtime_env (--working-dir)"
 _WANTED = "a featlib.Network (see featlib.own_network) or a function without arguments that gives one"
 
 

@@ -65,7 +65,8 @@ def _timm() -> Any:
     except ImportError as error:
         if error.name == "timm":
             raise ConfigError("--model timm:NAME: timm is not installed; pip install 'featlib[timm]'") from None
-        raise ConfigError(f"--model timm:NAME: timm cannot be imported ({' '.join(str(error).split())[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--model timm:NAME: timm cannot be imported ({reason})") from None
     return timm
 
 
