@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,10 @@ from torch import Tensor, nn
 from featlib.config import ModelConfig, Precision
 from featlib.extractors import layers, plain, probe, registry
 from featlib.extractors.build import build
+from featlib.extractors.case import HALF_PRECISIONS, Case, PlainForward, make_case, relative_l2
 from featlib.extractors.network import Network
-from featlib.extractors.resolve import ResolvedModel, resolve
-from featlib.extractors.weights import payload, release_payloads, resolve_weights
+from featlib.extractors.resolve import resolve
+from featlib.extractors.weights import payload, release_payloads
 from featlib.inference import Engine
 from featlib.spec import ClipSampling
 from featlib.storage import StoreOptions
@@ -40,11 +40,7 @@ LEAST_DIFFERENCE = 1e-4
 FP16_FLOPS_ON_CPU = 4e9
 """In fp16 a CPU takes 10 times as long as in fp32, 40 times for 3D convolutions; larger networks are left out."""
 
-_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _OTHER_CLASSES = 5
-
-FloatArray = npt.NDArray[np.float32]
-PlainForward = Callable[[plain.UInt8Clips], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def check(
     found = registry.network(network) if isinstance(network, str) else network
     with registry.lent(found), TemporaryDirectory(prefix="featlib-check-") as folder:
         try:
-            case = _case(found, weights, clip_sampling, Path(folder), plain_forward)
+            case = make_case(found, weights, clip_sampling, Path(folder), plain_forward)
             checks: list[tuple[str, Callable[[Case], Finding]]] = [
                 ("eval mode", _eval_mode),
                 ("dtype", _dtype),
@@ -94,78 +90,13 @@ def check(
                 ("batch invariance", _batch_invariance),
                 ("response", _response),
                 ("agreement", _agreement),
-                *((f"precision {p}", partial(_precision, precision=p)) for p in _DTYPES),
+                *((f"precision {p}", partial(_precision, precision=p)) for p in HALF_PRECISIONS),
                 ("weights .pth", partial(_weights_pth, folder=Path(folder))),
                 ("weights .safetensors", partial(_weights_safetensors, folder=Path(folder))),
             ]
             return tuple(_finding(name, function, case) for name, function in checks)
         finally:
             release_payloads()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network with its weights, and two clips that share frames.
-
-    Args:
-        frames: uint8 (num_frames, H, W, 3), one more than a clip has.
-        frame_idx: (2, frames in a clip).
-        plain_forward: The implementation to agree with; None when there is none.
-        engine: Of batches of two clips.
-    """
-
-    network: Network
-    resolved: ResolvedModel
-    payload: bytes
-    frames: npt.NDArray[np.uint8]
-    frame_idx: npt.NDArray[np.int64]
-    plain_forward: PlainForward | None
-    engine: Engine
-
-    @property
-    def clips(self) -> plain.UInt8Clips:
-        """Both clips: uint8 (2, T, H, W, 3)."""
-        return self.frames[self.frame_idx]
-
-    def features(self, *clips: int) -> FloatArray:
-        """Of these clips, in batches of two.
-
-        Raises:
-            ValueError: The network failed on one.
-        """
-        features, errors = self.engine.run(self.frames, self.frame_idx[list(clips)])
-        if errors:
-            raise ValueError(next(iter(errors.values())))
-        return features
-
-    def plain_feature(self, precision: Precision = "fp32") -> FloatArray:
-        """Of clip 1 by the plain implementation, under torch's own autocast for half precision."""
-        if self.plain_forward is None:
-            raise ValueError("there is nothing to compare with")
-        dtype = _DTYPES.get(precision)
-        half = torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-        with torch.inference_mode(), half:
-            values: FloatArray = self.plain_forward(self.clips[1:])[0].float().numpy()
-        return values
-
-
-def _case(
-    network: Network, weights: str, clip_sampling: str | None, folder: Path, plain_forward: PlainForward | None
-) -> Case:
-    config = {"network": network.name, "label": "checked", "clip_sampling": clip_sampling}
-    resolved = resolve(ModelConfig.model_validate({**config, "weights": weights}), StoreOptions())
-    height, width = probe.input_shape(resolved.input, 1)[-2:]
-    frames = plain.pictures(resolved.frames + 1, height, width)
-    frame_idx = np.arange(2)[:, None] + np.arange(resolved.frames)[None, :]
-    seed = resolve_weights(network, weights).seed
-    if seed is not None:
-        path = folder / "random.safetensors"
-        state = plain.settled_state(network, seed, resolved.input, frames[frame_idx])
-        safetensors.torch.save_file(state, path)
-        resolved = resolve(ModelConfig.model_validate({**config, "weights": str(path)}), StoreOptions())
-    data = payload(resolved, StoreOptions())
-    forward = plain_forward or plain.forward(network, resolved, safetensors.torch.load(data))
-    return Case(network, resolved, data, frames, frame_idx, forward, Engine(resolved, data, batch_size=2))
 
 
 def _finding(name: str, function: Callable[[Case], Finding], case: Case) -> Finding:
@@ -187,7 +118,7 @@ def _eval_mode(case: Case) -> Finding:
     of_batch = [n for n, m in module.named_modules() if isinstance(m, norms) and m.running_mean is None]
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with torch.inference_mode():
-        module(plain.prepared(case.resolved.input, case.clips))
+        module(plain.prepared(case.resolved.input, case.clips[:1]))
     changed = [name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])]
     wrong = {
         "still in train mode": training,
@@ -233,7 +164,7 @@ def _shape(case: Case) -> Finding:
 
 
 def _determinism(case: Case) -> Finding:
-    first, second = case.features(1), case.features(1)
+    first, second = case.features(1), case.fresh_features(1)
     figure = relative_l2(second, first)
     same = bool(np.array_equal(first, second))
     return _judged(same, "the same bits twice", "the same batch gave other values the second time", figure)
@@ -322,10 +253,3 @@ def _read_back(case: Case, path: Path, state: dict[str, Tensor], classes: int) -
     return _judged(
         good, f"{len(state)} tensors came back, {classes} classes", f"did not come back: {', '.join(lost[:3])}"
     )
-
-
-def relative_l2(value: FloatArray, reference: FloatArray) -> float:
-    """|value - reference| / |reference|, 0 for equal zeros."""
-    difference = np.linalg.norm(value.astype(np.float64) - reference)
-    length = np.linalg.norm(reference.astype(np.float64))
-    return float(difference / length) if difference else 0.0
