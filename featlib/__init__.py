@@ -16,37 +16,51 @@ if TYPE_CHECKING:
     from featlib.aggregation import aggregate
     from featlib.config import AggregateConfig, ExtractConfig, ModelConfig
     from featlib.errors import ConfigError, FeatlibError, MediaError, StoppedError
+    from featlib.extractors.network import Network, own_network
     from featlib.job import Summary, extract
     from featlib.shards.reader import Features, open_features
+    from featlib.spec import ClipSampling, FrameSampling, InputSpec, PixelSpec
 
 _HOMES = {
     "AggregateConfig": "featlib.config",
+    "ClipSampling": "featlib.spec",
     "ConfigError": "featlib.errors",
     "ExtractConfig": "featlib.config",
-    "Features": "featlib.shards.reader",
     "FeatlibError": "featlib.errors",
+    "Features": "featlib.shards.reader",
+    "FrameSampling": "featlib.spec",
+    "InputSpec": "featlib.spec",
     "MediaError": "featlib.errors",
     "ModelConfig": "featlib.config",
+    "Network": "featlib.extractors.network",
+    "PixelSpec": "featlib.spec",
     "StoppedError": "featlib.errors",
     "Summary": "featlib.job",
     "aggregate": "featlib.aggregation",
     "extract": "featlib.job",
     "open_features": "featlib.shards.reader",
+    "own_network": "featlib.extractors.network",
 }
 
 __all__ = [
     "AggregateConfig",
+    "ClipSampling",
     "ConfigError",
     "ExtractConfig",
     "FeatlibError",
     "Features",
+    "FrameSampling",
+    "InputSpec",
     "MediaError",
     "ModelConfig",
+    "Network",
+    "PixelSpec",
     "StoppedError",
     "Summary",
     "aggregate",
     "extract",
     "open_features",
+    "own_network",
 ]
 
 

@@ -65,7 +65,7 @@ Example:
 @click.option("--output", metavar="URL", help="Folder or s3:// URL for the shards.")
 @click.option("--dataset", metavar="NAME", help="The dataset= partition.")
 @click.option(
-    "--model", multiple=True, metavar="[LABEL=]NETWORK", help="A network; repeat for more, one decode for all."
+    "--model", multiple=True, metavar="[LABEL=]NETWORK", help="A name, module:object or timm:NAME; repeat for more."
 )
 @click.option(
     "--weights",
@@ -173,8 +173,10 @@ def _model(text: str) -> dict[str, Any]:
 
 def _set(models: Sequence[dict[str, Any]], name: str, text: str) -> None:
     """Applies ``VALUE`` to all models or ``LABEL=VALUE`` to one; a sampling for all goes to those it fits."""
+    from featlib.config import default_label
+
     left, equals, right = text.partition("=")
-    labels = [m.get("label") or m.get("network") for m in models]
+    labels = [m.get("label") or default_label(str(m.get("network"))) for m in models]
     if equals and left in labels:
         models[labels.index(left)][name] = right
         return
@@ -252,14 +254,47 @@ def manifest(url_or_glob: str, out: str, endpoint_url: str | None, anon: bool | 
     click.echo(f"{count} media in {out}")
 
 
-@cli.command(epilog="\b\nExample:\n  featlib models resnet50\n  featlib models --json\n")
+@cli.command(
+    epilog="""\b
+Example:
+  featlib models resnet50
+  featlib models --json
+  featlib models my_networks:tiny --check --weights tiny.pth
+"""
+)
 @click.argument("name", required=False)
+@click.option("--check", is_flag=True, help="Hold NAME to the conformance test; exit 3 when it fails.")
+@click.option("--weights", metavar="W", help="With --check: as of `featlib extract`; default random:0.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models(name: str | None, as_json: bool) -> None:
-    """Lists the extractors, or describes NAME: input, frames, feature size, weights, parameters, FLOPs."""
-    from featlib.extractors import listing
+def models(name: str | None, check: bool, weights: str | None, as_json: bool) -> None:
+    """Lists the extractors, or describes NAME (one of them, module:object or timm:NAME): input, frames, feature size,
+    weights, parameters, FLOPs."""
+    from featlib.extractors import listing, registry
 
-    click.echo(listing.as_json(name) if as_json else listing.as_text(name))
+    if check:
+        sys.exit(_check(name, weights or "random:0", as_json))
+    if weights is not None:
+        raise ConfigError(f"--weights {weights}: is for --check; `featlib extract` takes it too")
+    if name:
+        described = registry.describe(name)
+        click.echo(listing.as_json(described) if as_json else listing.as_text(described))
+        return
+    everything, wrong = listing.all_described()
+    click.echo(listing.as_json(everything) if as_json else listing.as_text(everything))
+    for problem in wrong:
+        click.echo(f"featlib: {problem}", err=True)
+
+
+def _check(name: str | None, weights: str, as_json: bool) -> int:
+    """Prints what the conformance test finds of a network; gives the exit code."""
+    from featlib.extractors import listing
+    from featlib.extractors.conformance import check
+
+    if name is None:
+        raise ConfigError("--check: name the network, like `featlib models my_networks:tiny --check`")
+    findings = check(name, weights=weights)
+    click.echo(listing.findings_as_json(findings) if as_json else listing.findings_as_text(findings))
+    return 3 if any(f.passed is False for f in findings) else 0
 
 
 @cli.command(epilog="\b\nExample:\n  featlib verify clips/ --output out --dataset mine --model resnet50\n")

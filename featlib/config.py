@@ -66,12 +66,16 @@ def _endpoint(url: str) -> str:
     return url
 
 
-def _plain_name(network: str) -> str:
-    """The label of a network when none is given: ``fasterrcnn-resnet50`` for ``crop:fasterrcnn+resnet50``."""
-    return network.rpartition(":")[2].replace("+", "-")
-
-
 Name = Annotated[str, AfterValidator(check_name)]
+
+
+def default_label(network: str) -> str:
+    """The label of a model that was given none: the network's name; of ``module:object`` the part behind the colon.
+
+    That part may hold characters that no label has; they become ``_``, the ``+`` of ``crop:A+B`` a ``-``.
+    """
+    _, colon, name = network.partition(":")
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("+", "-")).lstrip("0123456789._-") if colon else network
 
 
 class _Frozen(BaseModel):
@@ -114,7 +118,7 @@ class ModelConfig(_Frozen):
     @classmethod
     def _label_is_network(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("label") is None and "network" in data:
-            return {**data, "label": _plain_name(str(data["network"]))}
+            return {**data, "label": default_label(str(data["network"]))}
         return data
 
 
@@ -127,7 +131,7 @@ def _by_layer(model: Any) -> list[Any]:
     names = layers.split(",") if isinstance(layers, str) else layers
     if not isinstance(names, list | tuple) or len(names) < 2:
         return [model]
-    label = values.get("label") or _plain_name(str(values.get("network")))
+    label = values.get("label") or default_label(str(values.get("network")))
     return [{**values, "label": f"{label}.{name}", "layer": name} for name in names]
 
 

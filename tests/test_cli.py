@@ -114,7 +114,7 @@ def test_every_field_of_an_aggregation_is_an_option() -> None:
     assert AggregateConfig.model_fields.keys() - {p.name for p in cli.commands["aggregate"].params} == set()
 
 
-def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     out, err = capsys.readouterr()
@@ -143,7 +143,7 @@ def test_mistakes_are_one_line_and_exit_2(
     arguments: tuple[str, ...], text: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    code, out, err = _run(capsys, *arguments)
+    code, out, err = run_command(capsys, *arguments)
     lines = [line for line in err.splitlines() if not line.endswith("featlib: reading weights")]
     assert (code, out) == (2, "")
     assert len(lines) == 1
@@ -157,7 +157,7 @@ def test_mistakes_are_one_line_and_exit_2(
     "arguments", [("extract", "--no-such"), (*EXTRACT, "--limit", "many"), (*EXTRACT, "--device", "tpu"), ("dance",)]
 )
 def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
-    code, _, err = _run(capsys, *arguments)
+    code, _, err = run_command(capsys, *arguments)
     assert code == 2
     assert "Error: " in err
     assert "Traceback" not in err
@@ -170,7 +170,7 @@ def test_a_stopped_job_is_one_line_and_exit_1(
         raise StoppedError("the store is\naway")
 
     monkeypatch.setattr("featlib.job.extract", stopped)
-    assert _run(capsys, *EXTRACT) == (1, "", "featlib: the store is away\n")
+    assert run_command(capsys, *EXTRACT) == (1, "", "featlib: the store is away\n")
 
 
 @pytest.mark.parametrize(("failed", "code"), [(0, 0), (1, 3)])
@@ -179,7 +179,7 @@ def test_the_summary_decides_the_exit_code(
 ) -> None:
     summary = Summary("mine", {"ok": 4, "failed": failed}, {}, {}, {}, {}, 0.05)
     monkeypatch.setattr("featlib.job.extract", lambda *_, **__: summary)
-    got, out, _ = _run(capsys, *EXTRACT, "--json")
+    got, out, _ = run_command(capsys, *EXTRACT, "--json")
     assert got == code
     assert f'"exit_code": {code}' in out
 
@@ -198,10 +198,10 @@ def test_verify_says_complete_or_exits_3(capsys: pytest.CaptureFixture[str], tmp
     manifest = tmp_path / "list.csv"
     manifest.write_text("uri,media_id\n/v/v0.mp4,v0\n")
     arguments = ("verify", str(manifest), "--output", store.url, "--dataset", "d", "--model", "a")
-    code, out, _ = _run(capsys, *arguments)
+    code, out, _ = run_command(capsys, *arguments)
     assert (code, out.splitlines()[-1]) == (0, "complete")
     manifest.write_text("uri,media_id\n/v/v0.mp4,v0\n/v/v1.mp4,v1\n")
-    code, out, _ = _run(capsys, *arguments)
+    code, out, _ = run_command(capsys, *arguments)
     assert (code, out.splitlines()[-1]) == (3, "NOT complete")
 
 

@@ -105,17 +105,23 @@ assert len(features.to_pandas()) == len(features.outcomes()) == len(features.to_
 def test_exported_names() -> None:
     assert featlib.__all__ == [
         "AggregateConfig",
+        "ClipSampling",
         "ConfigError",
         "ExtractConfig",
         "FeatlibError",
         "Features",
+        "FrameSampling",
+        "InputSpec",
         "MediaError",
         "ModelConfig",
+        "Network",
+        "PixelSpec",
         "StoppedError",
         "Summary",
         "aggregate",
         "extract",
         "open_features",
+        "own_network",
     ]
     for name in featlib.__all__:
         assert getattr(featlib, name).__name__ == name

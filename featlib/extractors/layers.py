@@ -107,4 +107,6 @@ def last_learned_layer(network: nn.Module, x: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
+    if not order:
+        raise ConfigError(f"{type(network).__name__} runs no linear or convolution layer; features are cut at those")
     return order[-1]

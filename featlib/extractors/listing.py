@@ -1,23 +1,56 @@
 """What ``featlib models`` prints."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featlib.extractors.registry import Description, describe, names
+from featlib.errors import ConfigError
+from featlib.extractors import timm_networks
+from featlib.extractors.registry import Description, describe, names, problems
+
+if TYPE_CHECKING:
+    from featlib.extractors.conformance import Finding
 
 _COLUMNS = ("network", "input", "frames", "feature", "params M", "GFLOPs", "default weights")
 
 
-def as_json(name: str | None) -> str:
-    """One network as a JSON object, or all as a list."""
-    found: Any = _plain(describe(name)) if name else [_plain(describe(n)) for n in names()]
-    return json.dumps(found, indent=2)
+def as_json(found: Description | list[Description]) -> str:
+    """One network as a JSON object, or several as a list."""
+    plain: Any = [_plain(d) for d in found] if isinstance(found, list) else _plain(found)
+    return json.dumps(plain, indent=2)
 
 
-def as_text(name: str | None) -> str:
-    """One network in lines, or all in a table."""
-    return _card(describe(name)) if name else _table([describe(n) for n in names()])
+def as_text(found: Description | list[Description]) -> str:
+    """One network in lines, or all in a table, with a word on those that are not in it."""
+    if isinstance(found, Description):
+        return _card(found)
+    more = ["and timm:NAME for each image classifier of timm, like timm:resnet18.a1_in1k"]
+    return "\n".join([_table(_COLUMNS, [_row(d) for d in found]), *more * timm_networks.is_installed()])
+
+
+def findings_as_json(findings: "tuple[Finding, ...]") -> str:
+    """What the conformance test found, as a list."""
+    return json.dumps([asdict(f) for f in findings], indent=2)
+
+
+def findings_as_text(findings: "tuple[Finding, ...]") -> str:
+    """What the conformance test found, in a table."""
+    results = {True: "ok", False: "FAILED", None: "-"}
+    figures = ["" if f.figure is None else f"{f.figure:.2g}" for f in findings]
+    rows = [(f.check, results[f.passed], figure, f.message) for f, figure in zip(findings, figures, strict=True)]
+    return _table(("check", "result", "relative L2", ""), rows)
+
+
+def all_described() -> tuple[list[Description], list[str]]:
+    """Every network by plain name, and one line for each plug-in, or network of one, that cannot be described."""
+    described, wrong = [], problems()
+    for name in names():
+        try:
+            described.append(describe(name))
+        except ConfigError as error:
+            wrong.append(str(error))
+    return described, wrong
 
 
 def _plain(found: Description) -> dict[str, Any]:
@@ -46,9 +79,9 @@ def _row(found: Description) -> tuple[str, ...]:
     )
 
 
-def _table(found: list[Description]) -> str:
-    rows = [_COLUMNS, *(_row(d) for d in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+def _table(columns: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
+    rows = [columns, *body]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 

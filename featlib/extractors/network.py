@@ -1,12 +1,16 @@
 """One entry of the registry: a network, its published weights and what is peculiar about building it."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from featlib.spec import InputSpec, Kind, Sampling
+from featlib.config import check_name
+from featlib.errors import ConfigError
+from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,8 @@ class Pretrained:
         url: Of the state dict; empty when its publishers offer no file that can be fetched by name.
         input: What a network with these weights reads.
         categories: Names of the classes in the order of the network's outputs, where the publisher tells.
+        cache_name: Of the file in the cache; empty takes the one in ``url``, which some publishers give to all
+            their files.
     """
 
     name: str
@@ -35,16 +41,21 @@ class Pretrained:
     url: str
     input: InputSpec
     categories: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    cache_name: str = ""
 
     @property
     def filename(self) -> str:
-        return urlsplit(self.url).path.rsplit("/", 1)[-1]
+        return self.cache_name or self._published_name
 
     @property
     def hash_prefix(self) -> str:
         """First hex digits of the file's SHA-256, which the publisher writes into its name; may be empty."""
-        found = _HASH_IN_FILENAME.search(self.filename)
+        found = _HASH_IN_FILENAME.search(self._published_name)
         return found.group(1) if found else ""
+
+    @property
+    def _published_name(self) -> str:
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 def _no_settings(side: int, from_file: bool) -> Settings:
@@ -68,7 +79,7 @@ class Network:
         version: Of featlib's own part in the features; raised when their values change.
         sampling: Frames or clips that are used when the user says nothing.
         default: Name of the entry of ``pretrained`` that ``--weights default`` means.
-        constructor: Builds the module; takes ``num_classes`` and the settings.
+        constructor: Builds the module; takes the settings, and ``num_classes`` if it can.
         settings: From the side of the input and whether weights come from a file to constructor arguments.
         random_settings: Likewise for random weights, where every random number must be drawn as the bare
             constructor draws it.
@@ -139,3 +150,89 @@ class Network:
             wanted = self.default_pretrained
             return wanted if text.rpartition(".")[0] in ("", wanted.enum.partition(".")[0]) else None
         return next((p for p in self.pretrained if text in (p.name, p.enum)), None)
+
+    @property
+    def takes_num_classes(self) -> bool:
+        """Whether the constructor can be told how many classes the weights in a file tell apart."""
+        try:
+            parameters = inspect.signature(self.constructor).parameters.values()
+        except (TypeError, ValueError):  # built in, without a signature
+            return False
+        return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def construct(self, settings: Settings) -> "nn.Module":
+        """The module that the constructor builds.
+
+        Raises:
+            ConfigError: The constructor raises, or gives something else.
+        """
+        from torch import nn
+
+        try:
+            module = self.constructor(**dict(settings))
+        except ConfigError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{self.name}: its constructor raised {type(error).__name__}: {reason}") from error
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"{self.name}: its constructor gave a {type(module).__name__}, not a torch.nn.Module")
+        return module
+
+
+_ONE_A_SECOND = FrameSampling("fps", Fraction(1))
+
+
+def own_network(
+    name: str,
+    constructor: "Callable[..., nn.Module]",
+    input: InputSpec,  # noqa: A002
+    *,
+    sampling: Sampling | None = None,
+    layer: str = "penultimate",
+    url: str = "",
+    version: str = "1",
+) -> Network:
+    """A network of your own, for ``--model module:object`` or an entry point of the group ``featlib.extractors``.
+
+        pixels = featlib.PixelSpec(resize=(256,), crop=(224, 224))
+        reads = featlib.InputSpec("frame", pixels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        tiny = featlib.own_network("tiny", Tiny, reads)
+
+    Args:
+        name: Under which an entry point offers it.
+        constructor: Gives the module, which reads (N, 3, H, W) or (N, 3, T, H, W) in float32. Where it takes
+            ``num_classes``, it is told how many classes the weights in a file have.
+        input: How pictures become the network's input; its ``kind`` makes it one of frames or of clips.
+        sampling: Frames or clips when the user says nothing: ``fps:1``, or clips of 16 frames.
+        layer: What the features are when the user says nothing.
+        url: Of published weights, which ``--weights default`` then means.
+        version: Raise it when the values of your network change: features of two versions never mix.
+
+    Raises:
+        ConfigError: The name is none that a partition can have, the input has no size, or the sampling is not for it.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"own_network: name: {error}") from None
+    sampling = sampling or (_ONE_A_SECOND if input.kind == "frame" else ClipSampling(frames=16))
+    if input.pixels.crop is None:
+        raise ConfigError(f"own_network {name}: PixelSpec has no crop; give crop=(height, width), the network's input")
+    if isinstance(sampling, FrameSampling) != (input.kind == "frame"):
+        raise ConfigError(
+            f"own_network {name}: {type(sampling).__name__} is not for a network of {input.kind}s; "
+            f"use {'FrameSampling' if input.kind == 'frame' else 'ClipSampling'}"
+        )
+    return Network(
+        name=name,
+        family=name,
+        source="user",
+        kind=input.kind,
+        sampling=sampling,
+        pretrained=(Pretrained("OWN", f"{name}.OWN", url, input),),
+        default="OWN",
+        constructor=constructor,
+        version=version,
+        layer=layer,
+    )

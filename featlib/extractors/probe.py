@@ -26,12 +26,14 @@ class Probe:
 
     Args:
         last_layer: Name of the last learned layer in order of execution.
+        num_classes: Outputs of that layer.
         feature_shape: Of one frame or clip.
         parameters: Learned numbers of the whole network.
         used: Names in the state dict on which the feature depends.
     """
 
     last_layer: str
+    num_classes: int
     feature_shape: Shape
     parameters: int
     used: frozenset[str]
@@ -59,7 +61,7 @@ def skeleton(network: Network, settings: Settings) -> nn.Module:
     """The network in eval mode with no data in its learned weights, ready to have a state dict assigned."""
     with _EmptyHoldsNoData(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return network.constructor(**dict(settings)).eval()
+        return network.construct(settings).eval()
 
 
 def side(reads: InputSpec) -> int:
@@ -87,13 +89,17 @@ def probe(network: Network, settings: Settings, shape: Shape, layer: str) -> Pro
     module = skeleton(network, settings).to("meta")
     try:
         last_layer = layers.last_learned_layer(module, _batch(1, shape))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's network may raise anything
         size = "x".join(map(str, shape[1:]))
-        raise ConfigError(f"{network.name} does not take an input of {size} ({_first_line(error)})") from None
+        raise ConfigError(f"{network.name} does not take an input of {size} ({_first_line(error)})") from error
     extractor = layers.cut(module, [layer], last_layer)
     feature_shape = _feature_shape(extractor, shape, f"{network.name}: --layer {layer}")
     parameters = sum(p.numel() for p in module.parameters())
-    return Probe(last_layer, feature_shape, parameters, _used(module, extractor, layer, last_layer))
+    last = module.get_submodule(last_layer)
+    num_classes = int(last.out_features if isinstance(last, nn.Linear) else last.out_channels)  # type: ignore[arg-type]
+    return Probe(last_layer, num_classes, feature_shape, parameters, _used(module, extractor, layer, last_layer))
 
 
 def _feature_shape(extractor: layers.Cut, shape: Shape, what: str) -> Shape:

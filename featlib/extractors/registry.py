@@ -4,18 +4,25 @@ A module registers what it offers with one decorated function; it is imported wh
 
     @register_family
     def networks() -> Iterable[Network]: ...
+
+Networks of installed packages come by entry points (``plugins``), a user's own as ``module:object`` (``references``),
+timm's as ``timm:NAME`` (``timm_networks``).
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 
 from featlib.errors import ConfigError
+from featlib.extractors import plugins, references
 from featlib.extractors.network import Network, Pretrained
 from featlib.spec import FrameSampling, InputSpec, Kind
 
+# What stands before a colon and names no module of the user: each module has a function ``network(name)``.
+_SCHEMES = {"timm": "featlib.extractors.timm_networks"}
 _MODULES = (
     "featlib.extractors.torchvision_networks",
     "featlib.extractors.own_networks",
@@ -23,6 +30,7 @@ _MODULES = (
     "featlib.extractors.detectors",
 )
 _FAMILIES: list[Callable[[], Iterable[Network]]] = []
+_LENT: dict[str, Network] = {}
 
 CROP = "crop:"
 """Begins the name of a model that embeds what lies in a detector's boxes."""
@@ -74,10 +82,7 @@ def merge(families: Iterable[Family]) -> dict[str, Network]:
     merged: dict[str, Network] = {}
     for network in (n for family in families for n in family()):
         if network.name in merged:
-            raise ValueError(
-                f"extractor {network.name!r} is registered twice, by {merged[network.name].source} and "
-                f"{network.source}; names must be unique"
-            )
+            raise ValueError(plugins.registered_twice(merged[network.name], network))
         merged[network.name] = network
     return dict(sorted(merged.items()))
 
@@ -93,23 +98,67 @@ def _all() -> dict[str, Network]:
     return _networks()
 
 
+@cache
+def _plugins() -> plugins.Installed:
+    return plugins.installed(_all())
+
+
 def names() -> list[str]:
-    """Every network that ``--model`` takes, in alphabetical order."""
-    return list(_all())
+    """Every network that ``--model`` takes by a plain name, in alphabetical order."""
+    return sorted([*_all(), *_plugins().networks])
+
+
+def problems() -> list[str]:
+    """One line for each plug-in that is installed but cannot be used, and for each name that two of them claim."""
+    return list(_plugins().problems.values())
 
 
 def network(name: str) -> Network:
-    """The network called ``name``.
+    """The network called ``name``; featlib's own names load no plug-in.
 
     Raises:
         ConfigError: There is none; names close to it are listed.
     """
-    known = _all()
+    if name in _LENT:
+        return _LENT[name]
     if name.startswith(CROP):
         return _cropping(name)
-    if name not in known:
-        raise ConfigError(f"--model {name}: no such network; {near(name, known)}")
-    return known[name]
+    if ":" in name:
+        return _referred(name)
+    return _all().get(name) or _plugged_in(name)
+
+
+@cache
+def _referred(name: str) -> Network:
+    scheme, _, rest = name.partition(":")
+    if scheme in _SCHEMES:
+        found: Network = import_module(_SCHEMES[scheme]).network(rest)
+        return found
+    return references.network(name)
+
+
+def _plugged_in(name: str) -> Network:
+    found = _plugins()
+    if name in found.networks:
+        return found.networks[name]
+    if name in found.problems:
+        raise ConfigError(f"--model {name}: {found.problems[name]}")
+    more = f"; besides, {next(iter(found.problems.values()))}" if found.problems else ""
+    raise ConfigError(f"--model {name}: no such network; {near(name, names())}{more}")
+
+
+@contextmanager
+def lent(network: Network) -> Iterator[None]:
+    """Within it, ``network`` is what its name means, whether or not it is registered."""
+    before = _LENT.get(network.name)
+    _LENT[network.name] = network
+    try:
+        yield
+    finally:
+        if before is None:
+            del _LENT[network.name]
+        else:
+            _LENT[network.name] = before
 
 
 def _cropping(name: str) -> Network:
@@ -145,16 +194,19 @@ def find_pretrained(enum: str) -> tuple[Network, Pretrained] | None:
     return None
 
 
-@cache
 def describe(name: str) -> Description:
     """Input, frames, feature size, parameters, FLOPs and weights of a network; nothing is downloaded or computed.
 
     Raises:
-        ConfigError: There is no such network.
+        ConfigError: There is no such network, or it cannot be built.
     """
+    return _describe(network(name))
+
+
+@cache
+def _describe(found: Network) -> Description:
     from featlib.extractors import probe
 
-    found = network(name)
     if found.detects:
         from featlib.extractors.detectors import describe_detector
 

@@ -141,7 +141,7 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         _check_present(loaded.absent, used, what)
         _check_finite(loaded.state, used, what)
     keep_payload(network, loaded)
-    num_classes = loaded.state[f"{shapes.last_layer}.weight"].shape[0]
+    num_classes = shapes.num_classes
     return ResolvedModel(
         label=config.label,
         network=network.name,

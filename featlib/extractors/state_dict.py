@@ -191,7 +191,7 @@ def random_state(network: Network, seed: int, settings: Settings) -> dict[str, T
     """What the bare constructor gives right after ``torch.manual_seed(seed)``; the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        tensors = complete(network.constructor(**dict(settings)))
+        tensors = complete(network.construct(settings))
     return {k: v for k, v in tensors.items() if not k.startswith(network.unused)}
 
 

@@ -253,6 +253,8 @@ def _check_categories(categories: tuple[str, ...], settings: Settings, source: s
 
 def _settings_for(network: Network, reads: InputSpec, raw: state_dict.RawState) -> Settings:
     settings = network.settings(probe.side(reads), True)
+    if not network.takes_num_classes:
+        return settings
     frames = network.sampling.frames if isinstance(network.sampling, ClipSampling) else 1
     shapes = probe.probe(network, settings, probe.input_shape(reads, frames), "logits")
     classes = state_dict.num_classes(raw, shapes.last_layer)

@@ -1,4 +1,4 @@
-"""What every extractor must hold, checked on a real network.
+"""featlib's own networks held to ``featlib.extractors.conformance``, with other implementations as the plain ones.
 
 The weights are random, with batch norm statistics taken from the pictures of the test: without them the values
 of deep networks fade to 1e-14. The expected features come from torchvision alone: the class's own constructor, its
@@ -6,9 +6,7 @@ own presets' functions and the last layer replaced by an identity, so nothing of
 networks that torchvision lacks they come from ``plain_networks``.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +17,13 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms.functional import convert_image_dtype, normalize
 
-from featlib.config import ModelConfig
 from featlib.extractors import registry
-from featlib.extractors.build import build
-from featlib.extractors.resolve import ResolvedModel, resolve
-from featlib.extractors.weights import payload, release_payloads
-from featlib.inference import Engine
+from featlib.extractors.conformance import FP16_FLOPS_ON_CPU, Finding, check
+from featlib.extractors.plain import pictures
 from featlib.spec import ClipSampling
-from featlib.storage import StoreOptions
 from tests.extractors.plain_networks import PLAIN
 
 SEED = 7
-OPTIONS = StoreOptions()
 
 # The last layer of each architecture, read in torchvision's sources.
 HEADS = {
@@ -58,30 +51,17 @@ HEADS = {
 }
 # Families of featlib's own, whose plain forward ends at the feature.
 OWN = {"c3d", "i3d", "factorised3d"}
+# Families whose plain forward is that of the library: the constructor's module, its input prepared by hand.
+STREAMS = {"two_stream.alexnet", "two_stream.resnet", "two_stream.vgg"}
 # Clips that are shorter than the network's own where it takes them: the same code runs, in less time.
 CLIPS = {"video.s3d": "frames=16", "video.swin_transformer": "frames=4", "video.resnet": "frames=8", "i3d": "frames=16"}
 
-# In fp16 a CPU takes 10 times as long as in fp32, 40 times for 3D convolutions; larger networks need a GPU for it.
-FP16_FLOPS_ON_CPU = 4e9
+CHECKS = (
+    "eval mode", "dtype", "shape", "determinism", "batch invariance", "response", "agreement", "precision bf16",
+    "precision fp16", "weights .pth", "weights .safetensors",
+)  # fmt: skip
 
-FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, ready to be compared: ``plain(x)`` is the expected feature of the last clip of ``frame_idx``."""
-
-    resolved: ResolvedModel
-    payload: bytes
-    frames: UInt8Array
-    frame_idx: npt.NDArray[np.int64]
-    plain: Callable[[torch.Tensor], torch.Tensor]
-    x: torch.Tensor
-
-
-def model_config(name: str, **settings: object) -> ModelConfig:
-    return ModelConfig.model_validate({"network": name, **settings})
 
 
 def plain_network(name: str) -> nn.Module:
@@ -135,119 +115,50 @@ def plain_feature(name: str, network: nn.Module) -> Callable[[torch.Tensor], tor
     return lambda x: PLAIN[name].feature(state, x)
 
 
-def plain_features(
-    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype = torch.float32
-) -> FloatArray:
-    """Features of the one clip in ``x``, under torch's own autocast for half precision."""
-    half = dtype != torch.float32
-    with torch.inference_mode(), torch.autocast("cpu", dtype=dtype if half else torch.bfloat16, enabled=half):
-        features: FloatArray = network(x)[0].float().numpy()
-    return features
-
-
-def make_case(name: str, folder: Path) -> Case:
+def two_clips(name: str) -> UInt8Array:
+    """Clips of the length that the network is tested with: uint8 (2, T, H, W, 3)."""
     described = registry.network(name)
-    clip_sampling = CLIPS.get(described.family)
-    crop = described.default_pretrained.input.pixels.crop
+    crop, clip_sampling = described.default_pretrained.input.pixels.crop, CLIPS.get(described.family)
     assert crop is not None
     num_frames = 1
     if isinstance(described.sampling, ClipSampling):
         num_frames = int(clip_sampling.partition("=")[2]) if clip_sampling else described.sampling.frames
-    frames = _pictures(num_frames + 1, *crop)
     frame_idx = np.arange(2)[:, None] + np.arange(num_frames)[None, :]
+    return pictures(num_frames + 1, *crop)[frame_idx]
+
+
+def run_conformance(name: str, folder: Path) -> tuple[Finding, ...]:
+    """Everything that is true of every extractor, for the network called ``name``; files go to ``folder``."""
+    described = registry.describe(name)
+    clip_sampling = CLIPS.get(registry.network(name).family)
+    if described.input.flow is None:
+        findings, shapes = _against_torchvision(name, clip_sampling, folder)
+        assert shapes == {described.feature_shape}
+    else:
+        findings = check(name, weights=f"random:{SEED}", clip_sampling=clip_sampling)
+    assert tuple(f.check for f in findings) == CHECKS
+    left_out = {"precision fp16"} if described.flops > FP16_FLOPS_ON_CPU else set()
+    assert [f for f in findings if f.passed is not True and f.check not in left_out] == []
+    assert {f.check for f in findings if f.passed is None} == left_out
+    return findings
+
+
+def _against_torchvision(
+    name: str, clip_sampling: str | None, folder: Path
+) -> tuple[tuple[Finding, ...], set[tuple[int, ...]]]:
+    """What the check finds beside another implementation, and the shapes of that one's features."""
     network = plain_network(name)
-    settle_batch_norm(network, plain_input(name, frames[frame_idx]))
+    settle_batch_norm(network, plain_input(name, two_clips(name)))
     path = folder / "made.safetensors"
     safetensors.torch.save_file({f"model.{k}": v for k, v in network.state_dict().items()}, path)
-    resolved = resolve(model_config(name, weights=str(path), clip_sampling=clip_sampling), OPTIONS)
+    feature = plain_feature(name, network)
+    shapes: set[tuple[int, ...]] = set()
+
+    def plain_forward(clips: UInt8Array) -> torch.Tensor:
+        features = feature(plain_input(name, clips))
+        shapes.add(tuple(features.shape[1:]))
+        return features
+
+    findings = check(name, weights=str(path), clip_sampling=clip_sampling, plain_forward=plain_forward)
     path.unlink()
-    plain = plain_feature(name, network)
-    return Case(
-        resolved, payload(resolved, OPTIONS), frames, frame_idx, plain, plain_input(name, frames[frame_idx[1:]])
-    )
-
-
-def run_conformance(name: str, folder: Path) -> None:
-    """Everything that is true of every extractor, for the network called ``name``; files go to ``folder``."""
-    case = make_case(name, folder)
-    release_payloads()
-    check_module(case)
-    check_values(case)
-    check_precisions(case)
-    check_round_trip(case, folder)
-    release_payloads()
-
-
-def check_module(case: Case) -> None:
-    module = build(case.resolved, case.payload)
-    assert not any(m.training for m in module.modules())
-    assert not any(p.requires_grad for p in module.parameters())
-
-
-def check_values(case: Case) -> None:
-    engine = Engine([case.resolved], case.payload, batch_size=2)
-    # Batches of clips (0, 1) and (1, 1): the same clip beside another one and alone.
-    (extracted,) = engine.run(case.frames, case.frame_idx[[0, 1, 1]])
-    features = extracted.features
-    assert extracted.errors == {}
-    assert features.dtype == np.float32
-    assert features.shape == (3, int(np.prod(extracted.shape)))
-    assert extracted.shape == registry.describe(case.resolved.network).feature_shape
-    assert relative_l2(features[1], features[2]) < 1e-5, "a clip's feature depends on its neighbours"
-    assert relative_l2(features[0], features[1]) > 1e-4, "two different clips have the same feature"
-    assert relative_l2(features[2], plain_features(case.plain, case.x)) < 5e-5, "not what torchvision alone gives"
-    again = engine.run(case.frames, case.frame_idx[1:])[0].features
-    assert np.array_equal(again[0], features[2]), "the same batch gave other bits the second time"
-
-
-def check_precisions(case: Case) -> None:
-    """Half precision is used, and strays from fp32 no further than the plain network does.
-
-    A fixed bound would not do: random weights amplify rounding, by 0.26 in MNASNet and 0.005 in Swin (bf16).
-    """
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if registry.describe(case.resolved.network).flops > FP16_FLOPS_ON_CPU:
-        del dtypes["fp16"]
-    exact = plain_features(case.plain, case.x)
-    for precision, dtype in dtypes.items():
-        engine = Engine([replace(case.resolved, precision=precision)], case.payload, batch_size=1)
-        (extracted,) = engine.run(case.frames, case.frame_idx[1:])
-        features = extracted.features
-        assert extracted.errors == {}, precision
-        assert features.dtype == np.float32
-        allowed = 2 * relative_l2(plain_features(case.plain, case.x, dtype), exact)
-        difference = relative_l2(features[0], exact)
-        assert 0 < difference < allowed, f"{precision}: {difference}, allowed {allowed}"
-
-
-def check_round_trip(case: Case, folder: Path) -> None:
-    """The weights come back from a .pth in wrappers, with another class count; a .safetensors file made the case."""
-    state = safetensors.torch.load(case.payload)
-    last = case.resolved.last_layer
-    state = {k: v[:5].clone() if k in (f"{last}.weight", f"{last}.bias") else v for k, v in state.items()}
-    path = folder / "w.pth"
-    torch.save({"epoch": 3, "state_dict": OrderedDict((f"module.{k}", v) for k, v in state.items())}, path)
-    settings = {"weights": str(path), "clip_sampling": _clip_text(case.resolved)}
-    resolved = resolve(model_config(case.resolved.network, **settings), OPTIONS)
-    path.unlink()
-    assert resolved.num_classes == 5
-    read = safetensors.torch.load(payload(resolved, OPTIONS))
-    assert read.keys() == state.keys()
-    assert all(torch.equal(read[k], state[k]) for k in state)
-
-
-def relative_l2(value: FloatArray, reference: FloatArray) -> float:
-    difference = np.linalg.norm(value.astype(np.float64) - reference)
-    return float(difference / np.linalg.norm(reference.astype(np.float64)))
-
-
-def _clip_text(resolved: ResolvedModel) -> str | None:
-    return f"frames={resolved.frames}" if isinstance(resolved.sampling, ClipSampling) else None
-
-
-def _pictures(count: int, height: int, width: int) -> UInt8Array:
-    """Smooth pictures that differ from one another, as frames of a video do."""
-    random = np.random.default_rng(3)
-    coarse = torch.from_numpy(random.random((count, 3, 8, 8), dtype=np.float32))
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-    return np.ascontiguousarray((smooth * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return findings, shapes

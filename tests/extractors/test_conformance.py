@@ -6,7 +6,7 @@ import pytest
 from torchvision.models import get_model_weights
 
 from featlib.extractors import registry
-from tests.extractors.conformance import HEADS, OWN, run_conformance
+from tests.extractors.conformance import HEADS, OWN, STREAMS, run_conformance
 
 # The fewest operations of each family; the test below holds the list complete.
 SMALLEST = {
@@ -34,8 +34,13 @@ SMALLEST = {
     "c3d": "c3d",
     "i3d": "i3d_rgb",
     "factorised3d": "factorised3d",
+    "two_stream.alexnet": "two_stream_alexnet",
+    "two_stream.resnet": "two_stream_resnet18",
+    "two_stream.vgg": "two_stream_vgg16",
 }
-OTHERS = [name for name in registry.names() if name not in SMALLEST.values()]
+# Detectors have tests of their own: their rows are boxes.
+NAMES = [name for name in registry.names() if not registry.network(name).detects]
+OTHERS = [name for name in NAMES if name not in SMALLEST.values()]
 
 # Width of what the last layer reads, from the papers' tables and torchvision's constructors: the last stage of
 # ResNets (512, x4 with bottlenecks), fc7 of AlexNet and VGG, the embedding of transformers (doubled from stage to
@@ -85,11 +90,17 @@ FEATURE_SIZES = {
     "swin3d_b": 1024,
     "c3d": 4096,
     "i3d_rgb": 1024,
+    "i3d_flow": 1024,
     "factorised3d": 256,
+    "two_stream_alexnet": 8192,
+    "two_stream_vgg16": 8192,
+    "two_stream_resnet18": 1024,
+    "two_stream_resnet50": 4096,
+    "two_stream_resnet101": 4096,
 }
 
 # Parameters in millions as published, of networks that torchvision lacks.
-PUBLISHED = {"c3d": 79.99, "i3d_rgb": 12.70}
+PUBLISHED = {"c3d": 79.99, "i3d_rgb": 12.70, "i3d_flow": 12.68}
 
 
 @pytest.mark.parametrize("name", SMALLEST.values())
@@ -104,11 +115,11 @@ def test_every_other_network_conforms(name: str, tmp_path: Path) -> None:
 
 
 def test_every_family_has_a_member_in_the_conformance_test() -> None:
-    families = {registry.network(name).family for name in registry.names()}
-    assert families == SMALLEST.keys() == HEADS.keys() | OWN
+    families = {registry.network(name).family for name in NAMES}
+    assert families == SMALLEST.keys() == HEADS.keys() | OWN | STREAMS
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_feature_size_of_every_network(name: str) -> None:
     described = registry.describe(name)
     assert described.feature_shape == (FEATURE_SIZES.get(name, described.feature_shape[-1]),)
@@ -119,7 +130,7 @@ def test_parameters_of_own_networks_are_the_published_ones(name: str) -> None:
     assert round(registry.describe(name).parameters / 1e6, 2) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if registry.network(name).source == "torchvision"])
+@pytest.mark.parametrize("name", [name for name in NAMES if registry.network(name).source == "torchvision"])
 def test_parameters_of_torchvision_networks_are_the_published_ones(name: str) -> None:
     described = registry.describe(name)
     published = get_model_weights(name).DEFAULT.meta["num_params"]
