@@ -14,10 +14,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featlib.aggregation import aggregate
-    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig
+    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig, TrainConfig
     from featlib.errors import ConfigError, FeatlibError, MediaError, StoppedError
     from featlib.job import Summary, extract
     from featlib.shards.reader import Features, open_features
+    from featlib.training import TrainSummary, train
 
 _HOMES = {
     "AggregateConfig": "featlib.config",
@@ -29,9 +30,12 @@ _HOMES = {
     "ModelConfig": "featlib.config",
     "StoppedError": "featlib.errors",
     "Summary": "featlib.job",
+    "TrainConfig": "featlib.config",
+    "TrainSummary": "featlib.training",
     "aggregate": "featlib.aggregation",
     "extract": "featlib.job",
     "open_features": "featlib.shards.reader",
+    "train": "featlib.training",
 }
 
 __all__ = [
@@ -44,9 +48,12 @@ __all__ = [
     "ModelConfig",
     "StoppedError",
     "Summary",
+    "TrainConfig",
+    "TrainSummary",
     "aggregate",
     "extract",
     "open_features",
+    "train",
 ]
 
 

@@ -113,9 +113,12 @@ def test_exported_names() -> None:
         "ModelConfig",
         "StoppedError",
         "Summary",
+        "TrainConfig",
+        "TrainSummary",
         "aggregate",
         "extract",
         "open_features",
+        "train",
     ]
     for name in featlib.__all__:
         assert getattr(featlib, name).__name__ == name

@@ -35,7 +35,7 @@ KNOWN = ("media_id", "start_s", "end_s", "size", "label", "split")
 RESERVED = frozenset(
     {
         *("clip_index", "region_index", "frame_s", "padded_frames", "feature", "feature_shape"),
-        *("box", "score", "labels", "probabilities", "dataset", "model"),
+        *("box", "score", "labels", "probabilities", "attention", "dataset", "model"),
         *("status", "error_class", "error_message", "retryable", "attempts", "num_rows", "duration_s"),
         *("width", "height", "codec", "frames_decoded", "decode_s", "etag", "manifest"),
     }

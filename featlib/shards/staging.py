@@ -47,6 +47,7 @@ def feature_rows(
     clips: pa.StructArray,
     features: npt.NDArray[np.float32],
     shape: Sequence[int],
+    extra: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
     """Rows of one model in one unit (schema ``PIECE``).
 
@@ -55,6 +56,7 @@ def feature_rows(
         clips: As in ``featlib.unit.CLIPS``.
         features: float32 (num_clips, prod(shape)).
         shape: Of one feature.
+        extra: Further columns of ``FEATURES`` by name, each (num_clips,); those not named are null, ``region_index`` 0.
     """
     n = len(clips)
     width = int(features.shape[1]) if n else 0
@@ -71,6 +73,7 @@ def feature_rows(
     }
     for name in ("clip_index", "start_s", "end_s", "frame_s", "padded_frames"):
         columns[name] = clips.field(name)
+    columns.update(extra or {})
     return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in PIECE], schema=PIECE)
 
 
