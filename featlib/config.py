@@ -247,7 +247,7 @@ class TrainConfig(_Frozen):
         fuse: How the features of several partitions become one.
         head: ``linear`` is softmax regression on the mean of a video; ``embedding`` a metric embedding of it.
         gated: The gated form of attention.
-        loss: None: ``triplet`` for an embedding, ``cross_entropy`` for the others.
+        loss: When none is given, ``triplet`` for an embedding, ``cross_entropy`` for the others.
         labels: CSV, JSON Lines or Parquet with ``media_id`` or ``uri``, ``label`` and, if wanted, ``split``; None: what
             the manifest said.
         out: Folder or URL for the head and what is to be said of it.
@@ -265,7 +265,7 @@ class TrainConfig(_Frozen):
     fuse: Fuse = "concat"
     head: Head
     gated: bool = False
-    loss: Loss | None = None
+    loss: Loss = "cross_entropy"
     labels: Annotated[str, Field(min_length=1)] | None = None
     out: Annotated[str, Field(min_length=1)]
     hidden: Annotated[int, Field(ge=1, le=65_536)] | None = None

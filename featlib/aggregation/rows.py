@@ -1,6 +1,6 @@
 """Feature shards as whole videos: where the rows of each item lie, and the steps in them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -137,9 +137,10 @@ class ShardRows:
                     found.setdefault(str(ids[start]), []).append(_Stretch(number, group, start, stop))
         return found
 
-    def num_rows(self, media_id: str) -> int:
-        """Rows of an item, without reading them."""
-        return sum(s.stop - s.start for s in self._stretches.get(media_id, ()))
+    @property
+    def media_ids(self) -> Collection[str]:
+        """The items that have rows, in the order in which these lie."""
+        return self._stretches.keys()
 
     def video(self, media_id: str, channel_axis: int | None, *, keep: bool) -> Video | None:
         """All rows of an item; None when there are none, or none with a feature."""
