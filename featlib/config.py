@@ -273,8 +273,8 @@ class TrainConfig(_Frozen):
     embedding_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     epochs: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
     patience: Annotated[int, Field(ge=1)] = 10
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -84,7 +84,7 @@ def check_memory(media: Collection[Media], sources: Sequence[Source], *, pooled:
         for m in media
         for source, count in zip(sources, m.num_rows, strict=True)
     )
-    needed, machine = 4 * values // _MB, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MB
+    needed, machine = -(-4 * values // _MB), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MB
     allowed = machine // 2 if memory_mb is None else memory_mb
     if needed > allowed:
         raise ConfigError(
