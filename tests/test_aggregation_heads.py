@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -388,15 +389,26 @@ def test_steps_of_two_sizes_in_one_partition_are_refused(tmp_path: Path) -> None
         aggregate(tmp_path, "a")
 
 
-def test_rows_without_a_feature_are_refused(tmp_path: Path) -> None:
-    """Detectors that give boxes alone."""
-    store = output(tmp_path, {"a": videos(4)})
+def without_features(folder: Path, store: Store, media_ids: tuple[str, ...]) -> None:
+    """Rows of a detector that gives boxes alone."""
     (only,) = store.list(KEYS.features("a"))
-    table = pq.read_table(io.BytesIO(store.get(only.key)))
-    for name in ("feature", "feature_shape"):
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, [[None] * table.num_rows])
-    pq.write_table(table.cast(FEATURES), tmp_path / only.key)
+    rows = pq.read_table(io.BytesIO(store.get(only.key))).to_pylist()
+    nothing = {"feature": None, "feature_shape": None}
+    changed = [{**row, **(nothing if row["media_id"] in media_ids else {})} for row in rows]
+    pq.write_table(pa.Table.from_pylist(changed, schema=FEATURES), folder / only.key)
+
+
+def test_an_item_whose_rows_have_no_feature_is_said_once(tmp_path: Path) -> None:
+    without_features(tmp_path, output(tmp_path, {"a": videos(4)}), ("v1",))
+    saved(tmp_path, spec("lstm", A))
+    assert aggregate(tmp_path, "a", max_failed=1.0).media == {"ok": 2, "failed": 1}
+    outcomes = featlib.open_features(str(tmp_path), dataset="d", model="a.lstm").outcomes().set_index("media_id")
+    assert outcomes.loc["v1", "error_class"] == "no_feature"
+    assert not aggregate(tmp_path, "a", max_failed=1.0).did_work
+
+
+def test_rows_without_a_feature_are_refused(tmp_path: Path) -> None:
+    without_features(tmp_path, output(tmp_path, {"a": videos(4)}), ("v0", "v1", "v2"))
     with pytest.raises(ConfigError, match="--features a: its rows have no feature"):
         aggregate(tmp_path, "a", head=None)
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from featlib.aggregation.shard import STEPS_DIFFER
+from featlib.aggregation.shard import FINAL
 from featlib.layout import Keys, PartName
 from featlib.ledger import STATUSES, Rows
 from featlib.plan import Digests, Plan, PlanItems, digest, shard_rows
@@ -85,7 +85,7 @@ def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
             if row is not None:
                 known.status[row] = STATUSES.index(o["status"])
                 known.empty[row] = not o["num_rows"]
-                known.final[row] = o["error_class"] == STEPS_DIFFER
+                known.final[row] = o["error_class"] in FINAL
                 if o["etag"] is not None or o["size"] is not None:
                     known.source[row] = digest(f"{o['size']}/{o['etag']}")
     return known

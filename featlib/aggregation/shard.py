@@ -22,8 +22,8 @@ from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
 from featlib.unit import CLIPS
 
-STEPS_DIFFER = "steps_differ"
-"""Error class of items whose partitions cannot be fused step by step."""
+FINAL = ("steps_differ", "no_feature")
+"""Error classes of items that fail again while their sources are the same."""
 
 _BY_SEVERITY: tuple[Status, ...] = ("ok", "partial", "skipped", "failed")
 
@@ -85,15 +85,17 @@ class ShardWork:
         for source, mine in zip(self.sources, rows, strict=True):
             video = mine.video(item.media_id, source.channel_axis, keep=self.maker.keeps_steps)
             if video is None:
-                message = f"model={source.label} has no rows of this item to aggregate"
-                return ModelReport("failed", 0, "no_rows", message), [], None
+                there = item.media_id in mine.media_ids
+                wrong, what = ("no_feature", "no feature in the rows") if there else ("no_rows", "no rows")
+                message = f"model={source.label} has {what} of this item to aggregate"
+                return ModelReport("failed", 0, wrong, message), [], None
             videos.append(video)
         try:
             return replace(before, num_rows=1), videos, self.maker(videos)
         except StepsDifferError as error:
             names = " and ".join(f"model={source.label}" for source in self.sources)
             message = f"{names} have other steps of this item ({error}); extract them with the same sampling"
-            return ModelReport("failed", 0, STEPS_DIFFER, message), [], None
+            return ModelReport("failed", 0, "steps_differ", message), [], None
 
     def _report(self, item: PlanItem, model: ModelReport, outcomes: Sequence[Outcome | None]) -> ItemReport:
         facts, models = _facts(outcomes), {self.label: model}
