@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featlib.aggregation import aggregate
-    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig
+    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig, TrainConfig
     from featlib.errors import ConfigError, FeatlibError, MediaError, StoppedError
     from featlib.extractors.network import Network, own_network
     from featlib.job import Summary, extract
     from featlib.shards.reader import Features, open_features
     from featlib.spec import ClipSampling, FrameSampling, InputSpec, PixelSpec
+    from featlib.training import TrainSummary, train
 
 _HOMES = {
     "AggregateConfig": "featlib.config",
@@ -36,10 +37,13 @@ _HOMES = {
     "PixelSpec": "featlib.spec",
     "StoppedError": "featlib.errors",
     "Summary": "featlib.job",
+    "TrainConfig": "featlib.config",
+    "TrainSummary": "featlib.training",
     "aggregate": "featlib.aggregation",
     "extract": "featlib.job",
     "open_features": "featlib.shards.reader",
     "own_network": "featlib.extractors.network",
+    "train": "featlib.training",
 }
 
 __all__ = [
@@ -57,10 +61,13 @@ __all__ = [
     "PixelSpec",
     "StoppedError",
     "Summary",
+    "TrainConfig",
+    "TrainSummary",
     "aggregate",
     "extract",
     "open_features",
     "own_network",
+    "train",
 ]
 
 

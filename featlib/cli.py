@@ -4,15 +4,18 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 import featlib
 from featlib.errors import ConfigError, StoppedError
+from featlib.train_options import train_options
 
 if TYPE_CHECKING:
+    from featlib.config import Config
     from featlib.summary import Summary
+    from featlib.training import TrainSummary
 
 _PER_MODEL = (
     "weights",
@@ -136,9 +139,7 @@ def extract(as_json: bool, **given: Any) -> None:
     from featlib.progress import reporter
 
     _log_to_stderr()
-    summary: Summary = run(extract_config(job_values(given)), reporter=reporter())
-    click.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.text())
-    sys.exit(summary.exit_code)
+    _end_with(run(extract_config(job_values(given)), reporter=reporter()), as_json)
 
 
 def job_values(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,15 +213,24 @@ def _fits(model: Mapping[str, Any], name: str, *, alone: bool) -> bool:
 Example:
   featlib aggregate --output out --dataset mine --features resnet50 --pool mean
   featlib aggregate --output out --dataset mine --features rgb --features flow --fuse concat --label both
+  featlib aggregate --output out --dataset mine --features resnet50 --head heads/lstm
 """
 )
 @click.option("--config", metavar="JOB.YAML", help="Job file with the same options as keys; a flag beats the file.")
 @click.option("--output", metavar="URL", help="Where `featlib extract` wrote to; the vectors go beside the features.")
 @click.option("--dataset", metavar="NAME", help="The dataset= partition.")
 @click.option("--features", multiple=True, metavar="LABEL", help="A model= partition to read; several are fused.")
-@click.option("--label", metavar="NEWLABEL", help="The partition to write; default FEATURES.POOL, like resnet50.mean.")
+@click.option(
+    "--label",
+    metavar="NEWLABEL",
+    help="The partition to write; default FEATURES.POOL, like resnet50.mean, or FEATURES.HEAD.",
+)
 @click.option("--pool", type=click.Choice(["mean", "max", "mean_std"]), help="Over the rows of a video; default mean.")
 @click.option("--fuse", type=click.Choice(["concat", "mean"]), help="Vectors of several partitions; default concat.")
+@click.option(
+    "--head", metavar="PATH", help="What `featlib train` wrote, folder or file, instead of --pool and --fuse."
+)
+@click.option("--top-k", type=int, help="Classes that a classifier writes of each video, best first; default 1.")
 @click.option("--normalize", is_flag=True, default=None, help="Scale each vector to length 1.")
 @click.option("--max-failed", type=float, help="Share of media that may fail; default 0.05.")
 @click.option("--shard-mb", type=int, help="Largest features object; default 512.")
@@ -230,13 +240,44 @@ def aggregate(as_json: bool, **given: Any) -> None:
     """Makes one vector a video from features of its frames or clips; pixels are not touched. The same command again
     takes up what was extracted since."""
     from featlib.aggregation import aggregate as run
-    from featlib.config import AggregateConfig, read_job_file, validated
+    from featlib.config import AggregateConfig
     from featlib.progress import reporter
 
     _log_to_stderr()
+    _end_with(run(_configured(AggregateConfig, given), reporter=reporter()), as_json)
+
+
+@cli.command(
+    epilog="""\b
+Example:
+  featlib train --output out --dataset mine --features resnet50 --head lstm --out heads/lstm
+  featlib train --output out --dataset mine --features rgb --features flow --head linear --labels labels.csv --out h
+"""
+)
+@train_options
+@_store_options
+def train(as_json: bool, **given: Any) -> None:
+    """Trains a head on features and labels: a classifier, or an embedding for comparison. `featlib aggregate --head`
+    then writes what it makes of each video."""
+    from featlib.config import TrainConfig
+    from featlib.progress import reporter
+    from featlib.training import train as run
+
+    _log_to_stderr()
+    _end_with(run(_configured(TrainConfig, given), reporter=reporter()), as_json)
+
+
+def _configured(kind: "type[Config]", given: Mapping[str, Any]) -> "Config":
+    """The configuration from flags and, under ``config``, a job file; a flag beats the file."""
+    from featlib.config import read_job_file, validated
+
     flags = {k: v for k, v in given.items() if v is not None and v != () and k != "config"}
-    file = read_job_file(given["config"], AggregateConfig) if given.get("config") else {}
-    summary: Summary = run(validated(AggregateConfig, {**file, **flags}), reporter=reporter())
+    file = read_job_file(given["config"], kind) if given.get("config") else {}
+    return validated(kind, {**file, **flags})
+
+
+def _end_with(summary: "Summary | TrainSummary", as_json: bool) -> NoReturn:
+    """Prints what was done and ends with its exit code."""
     click.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.text())
     sys.exit(summary.exit_code)
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -26,6 +26,23 @@ Layout = Literal["auto", "together", "separate"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Pool = Literal["mean", "max", "mean_std"]
 Fuse = Literal["concat", "mean"]
+Head = Literal["linear", "rnn", "lstm", "gru", "tcn", "attention", "hard_attention", "embedding"]
+Loss = Literal["cross_entropy", "contrastive", "triplet"]
+
+POOLED_HEADS: tuple[Head, ...] = ("linear", "embedding")
+"""Heads that read the mean of a video; the others read its steps."""
+
+_HIDDEN: dict[Head, int] = {
+    "rnn": 256,
+    "lstm": 256,
+    "gru": 256,
+    "tcn": 256,
+    "attention": 128,
+    "hard_attention": 128,
+    "embedding": 256,
+}
+_LAYERS: dict[Head, int] = {"rnn": 1, "lstm": 1, "gru": 1, "tcn": 4}
+_ATTENTION: tuple[Head, ...] = ("attention", "hard_attention")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 _HIVE_WORDS = {"true", "false", "null", "nan", "inf", "infinity"}
@@ -212,9 +229,12 @@ class AggregateConfig(_Frozen):
     Args:
         output: Where ``featlib extract`` wrote to; the vectors go beside what they are made of.
         features: Labels of the partitions to read; several are fused.
-        label: The partition to write; None: the names of what it is made of, ``resnet50.mean``.
+        label: The partition to write; empty: the names of what it is made of, ``resnet50.mean`` or ``resnet50.lstm``
+            (with a head, known when the head has been read).
         pool: Over the rows of a video.
         fuse: How the vectors of several partitions become one.
+        head: What ``featlib train`` wrote, its folder or the file in it; instead of ``pool`` and ``fuse``.
+        top_k: How many of its best classes a classifier writes.
         normalize: Scale the result to length 1.
     """
 
@@ -224,6 +244,8 @@ class AggregateConfig(_Frozen):
     label: Name = ""
     pool: Pool = "mean"
     fuse: Fuse = "concat"
+    head: Annotated[str, Field(min_length=1)] | None = None
+    top_k: Annotated[int, Field(ge=1)] = 1
     normalize: bool = False
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
@@ -233,7 +255,7 @@ class AggregateConfig(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _label_says_what_it_is(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or data.get("label") or not data.get("features"):
+        if not isinstance(data, Mapping) or data.get("label") or data.get("head") or not data.get("features"):
             return data
         features = _one_or_many(data["features"])
         if not isinstance(features, list | tuple):
@@ -241,15 +263,104 @@ class AggregateConfig(_Frozen):
         return {**data, "label": f"{'-'.join(map(str, features))}.{data.get('pool') or 'mean'}"}
 
     @model_validator(mode="after")
-    def _reads_and_writes_differ(self) -> "AggregateConfig":
-        if len(set(self.features)) < len(self.features):
-            raise ValueError("features: a label is given twice; name each partition once")
+    def _settings_fit(self) -> "AggregateConfig":
+        _check_given_once(self.features)
         if self.label in self.features:
             raise ValueError(f"label: {self.label!r} is one of the partitions to read; give another")
+        if self.head is not None and (own := self.model_fields_set & {"pool", "fuse"}):
+            raise ValueError(f"head: pools and fuses as it was trained to; leave out {' and '.join(sorted(own))}")
+        if self.head is None and "top_k" in self.model_fields_set:
+            raise ValueError("top_k: needs a head that is a classifier; give head")
+        return self
+
+    def labelled(self, kind: Head) -> "AggregateConfig":
+        """With the name of the partition that a head of this kind writes, when none was given."""
+        label = self.label or f"{'-'.join(self.features)}.{kind}"
+        return validated(AggregateConfig, {**self.model_dump(exclude_unset=True), "label": label})
+
+
+def _check_given_once(features: tuple[str, ...]) -> None:
+    if len(set(features)) < len(features):
+        raise ValueError("features: a label is given twice; name each partition once")
+
+
+class TrainConfig(_Frozen):
+    """Everything that ``featlib train`` can be told about a head on features that were extracted before.
+
+    Args:
+        output: Where ``featlib extract`` wrote to.
+        features: Labels of the partitions to read; several are fused.
+        fuse: How the features of several partitions become one.
+        head: ``linear`` is softmax regression on the mean of a video; ``embedding`` a metric embedding of it.
+        gated: The gated form of attention.
+        loss: When none is given, ``triplet`` for an embedding, ``cross_entropy`` for the others.
+        labels: CSV, JSON Lines or Parquet with ``media_id`` or ``uri``, ``label`` and, if wanted, ``split``; None: what
+            the manifest said.
+        out: Folder or URL for the head and what is to be said of it.
+        hidden: Width of the head; None: the kind's own.
+        layers: Of a recurrent head, or blocks of a TCN; None: the kind's own.
+        embedding_size: Of an embedding's vector.
+        validation: Share of each class that is held out when no split says which media are.
+        patience: Epochs without a better validation loss after which training ends.
+        memory_mb: Most megabytes of features to hold, all labelled videos together; None: half of the machine's.
+    """
+
+    output: Annotated[str, Field(min_length=1)]
+    dataset: Name
+    features: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    fuse: Fuse = "concat"
+    head: Head
+    gated: bool = False
+    loss: Loss = "cross_entropy"
+    labels: Annotated[str, Field(min_length=1)] | None = None
+    out: Annotated[str, Field(min_length=1)]
+    hidden: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    layers: Annotated[int, Field(ge=1, le=64)] | None = None
+    embedding_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
+    patience: Annotated[int, Field(ge=1)] = 10
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    memory_mb: Annotated[int, Field(ge=1)] | None = None
+    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    anon: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds_own(cls, data: Any) -> Any:
+        """Fills in what the kind of head decides."""
+        if not isinstance(data, Mapping) or not isinstance(kind := data.get("head"), str):
+            return data
+        is_embedding = kind == "embedding"
+        own = {
+            "loss": "triplet" if is_embedding else "cross_entropy",
+            "hidden": _HIDDEN.get(cast(Head, kind)),
+            "layers": _LAYERS.get(cast(Head, kind)),
+            "embedding_size": 64 if is_embedding else None,
+        }
+        return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
+
+    @model_validator(mode="after")
+    def _settings_fit_the_kind(self) -> "TrainConfig":
+        _check_given_once(self.features)
+        if (self.head == "embedding") == (self.loss == "cross_entropy"):
+            fitting = "contrastive or triplet" if self.head == "embedding" else "cross_entropy"
+            raise ValueError(f"loss: {self.head} learns from {fitting}, not from {self.loss}")
+        wrong = {
+            "gated": self.gated and self.head not in _ATTENTION,
+            "hidden": self.hidden is not None and self.head not in _HIDDEN,
+            "layers": self.layers is not None and self.head not in _LAYERS,
+            "embedding_size": self.embedding_size is not None and self.head != "embedding",
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise ValueError(f"{name}: is no setting of {self.head}; leave it out")
         return self
 
 
-Config = TypeVar("Config", bound=_Frozen)
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def extract_config(values: Mapping[str, Any]) -> ExtractConfig:

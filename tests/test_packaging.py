@@ -118,10 +118,13 @@ def test_exported_names() -> None:
         "PixelSpec",
         "StoppedError",
         "Summary",
+        "TrainConfig",
+        "TrainSummary",
         "aggregate",
         "extract",
         "open_features",
         "own_network",
+        "train",
     ]
     for name in featlib.__all__:
         assert getattr(featlib, name).__name__ == name

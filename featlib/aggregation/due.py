@@ -7,11 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from featlib.aggregation.shard import FINAL
 from featlib.layout import Keys, PartName
 from featlib.ledger import STATUSES, Rows
 from featlib.plan import Digests, Plan, PlanItems, digest, shard_rows
 from featlib.storage import Store
 
+_COLUMNS = ["media_id", "status", "error_class", "num_rows", "size", "etag"]
 _OK, _PARTIAL, _FAILED = (STATUSES.index(status) for status in ("ok", "partial", "failed"))
 
 
@@ -38,7 +40,7 @@ def due_items(store: Store, keys: Keys, plan: Plan, items: PlanItems, features: 
     for other in sources[1:]:
         ready &= ~_differ(sources[0].source, other.source)
     moved = np.logical_or.reduce([_differ(s.source, mine.source) for s in sources])
-    gained = (mine.status == _FAILED) & np.logical_and.reduce([s.has_rows for s in sources])
+    gained = (mine.status == _FAILED) & ~mine.final & np.logical_and.reduce([s.has_rows for s in sources])
     lost = mine.has_rows & ~np.logical_and.reduce([s.has_rows for s in sources])
     replaced = ready & (mine.status > 0) & (moved | lost)
     needs: Rows = ready & ((mine.status == 0) | gained | replaced)
@@ -53,11 +55,13 @@ class _Known:
         status: A code of ``ledger.STATUSES``; 0: no outcome.
         source: Digest of the media's size and etag; empty when they were never learned.
         empty: The item has no rows although it did not fail.
+        final: The item failed for what its sources are, and would again while they are the same.
     """
 
     status: npt.NDArray[np.int8]
     source: Digests
     empty: Rows
+    final: Rows
 
     @property
     def has_rows(self) -> Rows:
@@ -67,19 +71,21 @@ class _Known:
 
 def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
     count = len(plan.ids)
-    known = _Known(np.zeros(count, np.int8), np.zeros(count, plan.ids.dtype), np.zeros(count, np.bool_))
+    empty, final = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    known = _Known(np.zeros(count, np.int8), np.zeros(count, plan.ids.dtype), empty, final)
     for info in store.list(keys.outcomes(label)):
         name = PartName.parse(info.key)
         if name is None:
             continue
         rows = shard_rows(plan, name.shard)
         with store.open(info.key) as file:
-            outcomes = pq.ParquetFile(file).read(columns=["media_id", "status", "num_rows", "size", "etag"])
+            outcomes = pq.ParquetFile(file).read(columns=_COLUMNS)
         for o in outcomes.to_pylist():
             row = rows.get(digest(o["media_id"]))
             if row is not None:
                 known.status[row] = STATUSES.index(o["status"])
                 known.empty[row] = not o["num_rows"]
+                known.final[row] = o["error_class"] in FINAL
                 if o["etag"] is not None or o["size"] is not None:
                     known.source[row] = digest(f"{o['size']}/{o['etag']}")
     return known

@@ -11,15 +11,17 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-def steps_of(features: Floats, shape: Sequence[int]) -> Floats:
-    """The rows of a video as steps to pool over: (num_steps, D).
+def steps_of(features: Floats, shape: Sequence[int], channel_axis: int = -1) -> Floats:
+    """The rows of a video as steps: (num_steps, D), row by row, within a row in the order of its other axes.
 
     Args:
         features: (num_rows, prod(shape)), row-major.
-        shape: Of one row: [D] is one step, [T, D] is T steps. In maps of more axes nothing says which one the channels
-            are, networks differ; they are for the caller to refuse.
+        shape: Of one row: [D] is one step, [T, D] is T steps, and each cell of a map is one.
+        channel_axis: Which axis of ``shape`` D is; networks differ in where it stands in a map.
     """
-    return np.ascontiguousarray(features.reshape(-1, shape[-1]))
+    rows = features.reshape(-1, *shape)
+    axis = channel_axis if channel_axis < 0 else channel_axis + 1
+    return np.ascontiguousarray(np.moveaxis(rows, axis, -1)).reshape(-1, shape[channel_axis])
 
 
 class Pooled:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featlib.config import Loss
 from featlib.heads.losses import contrastive_loss, triplet_loss
 from featlib.heads.modules import Classifier
 
-Loss = Literal["cross_entropy", "contrastive", "triplet"]
 Floats = npt.NDArray[np.float32]
 
+_PAIRED = 256  # videos whose triplets are weighed together; memory grows with its third power
 _PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"contrastive": contrastive_loss, "triplet": triplet_loss}
 
 
@@ -133,12 +133,13 @@ def _epoch(
 
 
 def _loss_of(model: nn.Module, videos: Videos, settings: TrainSettings) -> float:
-    """The mean loss over ``videos``; pairs and triplets are those of all of them, so that batches do not matter."""
+    """The mean loss over ``videos``; pairs and triplets are those of large groups that are the same in every epoch."""
     model.eval()
+    order, size = np.arange(len(videos)), settings.batch_size
+    if settings.loss != "cross_entropy":
+        order, size = np.random.default_rng(settings.seed).permutation(order), _PAIRED
     with torch.inference_mode():
-        if settings.loss != "cross_entropy":
-            return float(_loss(model, videos, np.arange(len(videos)), settings.loss))
-        parts = list(_batches(np.arange(len(videos)), settings.batch_size))
+        parts = list(_batches(order, size))
         return sum(float(_loss(model, videos, p, settings.loss)) * len(p) for p in parts) / len(videos)
 
 

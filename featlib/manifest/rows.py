@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ KNOWN = ("media_id", "start_s", "end_s", "size", "label", "split")
 RESERVED = frozenset(
     {
         *("clip_index", "region_index", "frame_s", "padded_frames", "feature", "feature_shape"),
-        *("box", "score", "labels", "probabilities", "dataset", "model"),
+        *("box", "score", "labels", "probabilities", "attention", "dataset", "model"),
         *("status", "error_class", "error_message", "retryable", "attempts", "num_rows", "duration_s"),
         *("width", "height", "codec", "frames_decoded", "decode_s", "etag", "manifest"),
     }
@@ -63,14 +63,17 @@ class Source:
         name: As the user wrote it.
         base: Folder that relative URIs start from.
         uri_column: Which column holds the URIs.
+        role: What the rows are for. Rows of ``--labels`` may name media by ``media_id`` alone, and what else they hold
+            goes nowhere.
     """
 
     name: str
     base: str
     uri_column: str = "uri"
+    role: Literal["manifest", "--labels"] = "manifest"
 
     def error(self, text: str) -> ConfigError:
-        return ConfigError(" ".join(f"manifest {redact(self.name)}: {text}".split()))
+        return ConfigError(" ".join(f"{self.role} {redact(self.name)}: {text}".split()))
 
     def row_error(self, row: int, column: str, value: object, rule: str) -> ConfigError:
         shown = repr(value) if len(repr(value)) <= 160 else repr(value)[:157] + "..."
@@ -105,6 +108,8 @@ def check_columns(names: Sequence[str], source: Source) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise source.error(f"column {twice!r} is there twice; rename one")
+    if source.role == "--labels" and "media_id" in names:
+        return
     if source.uri_column not in names:
         near = [name for name in names if name.lower() in (source.uri_column.lower(), "uri", *_USUAL_URI_NAMES)]
         near += get_close_matches(source.uri_column, names, n=1)
@@ -115,7 +120,7 @@ def check_columns(names: Sequence[str], source: Source) -> None:
 
 def check_not_reserved(names: Iterable[str], source: Source) -> None:
     """Raises ConfigError when a column is named like one of the output."""
-    for name in names:
+    for name in names if source.role == "manifest" else ():
         if name in RESERVED or (name == "uri" and source.uri_column != "uri"):
             raise source.error(f"column {name!r} is named like a column of the output; rename it")
 
@@ -126,7 +131,7 @@ def normalised(raw: RawRows, source: Source) -> pa.RecordBatch:
     Raises:
         ConfigError: Names the first row that breaks a rule, with the value and the rule.
     """
-    uris = [_uri(value, row, source) for row, value in zip(raw.rows, raw.cells["uri"], strict=True)]
+    uris = [absolute_uri(value, row, source) for row, value in zip(raw.rows, raw.cells["uri"], strict=True)]
     empty = [None] * len(uris)
     starts = _numbers(raw, "start_s", source)
     ends = _numbers(raw, "end_s", source)
@@ -144,8 +149,8 @@ def normalised(raw: RawRows, source: Source) -> pa.RecordBatch:
         starts or empty,
         ends or empty,
         _sizes(raw, source) or empty,
-        _texts(raw, "label", source) or empty,
-        _texts(raw, "split", source) or empty,
+        texts(raw, "label", source) or empty,
+        texts(raw, "split", source) or empty,
         raw.others or empty,
     ]
     return pa.record_batch(
@@ -153,7 +158,8 @@ def normalised(raw: RawRows, source: Source) -> pa.RecordBatch:
     )
 
 
-def _uri(value: Any, row: int, source: Source) -> str:
+def absolute_uri(value: Any, row: int, source: Source) -> str:
+    """The URI in a cell, resolved; raises ConfigError when it is none."""
     if value is None or value == "":
         raise source.row_error(row, source.uri_column, value, "is empty; every row needs a URI")
     if not isinstance(value, str):
@@ -225,7 +231,8 @@ def _sizes(raw: RawRows, source: Source) -> list[int | None] | None:
     return sizes
 
 
-def _texts(raw: RawRows, column: str, source: Source) -> list[str | None] | None:
+def texts(raw: RawRows, column: str, source: Source) -> list[str | None] | None:
+    """A column as text; None when it is not there."""
     if column not in raw.cells:
         return None
     texts: list[str | None] = []

@@ -86,7 +86,8 @@ def _tabular(batches: Any, source: Source) -> Iterator[RawRows]:
 def _raw_of(batch: pa.RecordBatch, rows: range, source: Source) -> RawRows:
     names = batch.schema.names
     cells = {name: batch.column(name).to_pylist() for name in KNOWN if name in names}
-    cells["uri"] = batch.column(source.uri_column).to_pylist()
+    if source.uri_column in names:
+        cells["uri"] = batch.column(source.uri_column).to_pylist()
     rest = sorted(name for name in names if name not in KNOWN and name != source.uri_column)
     if not rest:
         return RawRows(rows, cells)

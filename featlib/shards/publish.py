@@ -23,7 +23,7 @@ from featlib.errors import StoppedError
 from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
 from featlib.layout import Keys, PartName
 from featlib.shards.commit import Committed, put_committed, read_committed
-from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, with_footer
+from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, as_features, with_footer
 from featlib.shards.staging import StagedItem, read_piece
 from featlib.storage import Store
 
@@ -83,7 +83,7 @@ class _PieceReader:
 
 def _by_item(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
     models, ids = table["model"].to_pylist(), table["media_id"].to_pylist()
-    rows = table.drop_columns(["model"])
+    rows = as_features(table)
     found: dict[tuple[str, str], pa.Table] = {}
     start = 0
     for i in range(1, len(ids) + 1):
@@ -277,7 +277,7 @@ def _put_replacements(
     for key in sorted(replacements, key=lambda k: any(t.num_rows for t in replacements[k].values())):
         old = pq.read_table(io.BytesIO(store.get(key)))
         kept = old.filter(pc.invert(pc.is_in(old["media_id"], pa.array(list(replacements[key])))))
-        rows = pa.concat_tables([kept.cast(FEATURES), *replacements[key].values()])
+        rows = pa.concat_tables([as_features(kept), *replacements[key].values()])
         place = pc.index_in(rows["media_id"], order)
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
         path = folder / "replacement"

@@ -60,7 +60,7 @@ class Features:
 
         if not self._features:
             return FEATURES.empty_table().select(columns or FEATURES.names)
-        return self._dataset(self._features).to_table(columns=columns)
+        return self._dataset(self._features, FEATURES).to_table(columns=columns)
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """All rows as a data frame, or only ``columns`` of them; ``feature`` holds a float32 array a row."""
@@ -89,12 +89,12 @@ class Features:
         """One row a media item: what became of it."""
         return self._dataset(self._outcomes).to_table().to_pandas()
 
-    def _dataset(self, keys: Sequence[str]) -> Any:
+    def _dataset(self, keys: Sequence[str], schema: "pa.Schema | None" = None) -> Any:
         import pyarrow.dataset as ds
 
         filesystem, root = self._store.arrow()
         paths = [f"{root}/{key}" for key in keys]
-        return ds.dataset(paths, filesystem=filesystem, format="parquet")
+        return ds.dataset(paths, schema, filesystem=filesystem, format="parquet")
 
 
 def open_features(

@@ -23,9 +23,13 @@ FEATURES = pa.schema(
         pa.field("score", pa.float32()),
         pa.field("labels", pa.list_(pa.string())),
         pa.field("probabilities", pa.list_(pa.float32())),
+        pa.field("attention", pa.list_(pa.float32())),
     ]
 )
-"""One row for each (media_id, clip_index, region_index); the same for every model, so that a root reads as a whole."""
+"""One row for each (media_id, clip_index, region_index); the same for every model, so that a root reads as a whole.
+
+``attention`` holds the weights that a head gave to the steps of a video, in the order of its rows.
+"""
 
 KEY = ("media_id", "clip_index", "region_index")
 
@@ -80,6 +84,12 @@ class Provenance:
             "featlib.semantics": to_json(self.semantics),
             "featlib.record": to_json(self.record),
         }
+
+
+def as_features(rows: pa.Table) -> pa.Table:
+    """``rows`` in the schema ``FEATURES``; columns that an earlier featlib did not write are null."""
+    columns = [rows[f.name] if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type) for f in FEATURES]
+    return pa.table(columns, names=FEATURES.names).cast(FEATURES)
 
 
 def with_footer(schema: pa.Schema, footer: Mapping[str, str]) -> pa.Schema:

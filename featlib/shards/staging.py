@@ -56,7 +56,8 @@ def feature_rows(
         clips: As in ``featlib.unit.CLIPS``.
         features: float32 (num_clips, prod(shape)).
         shape: Of one feature; empty for rows without one.
-        extra: Other columns of the schema, (num_clips,) each.
+        extra: Further columns of ``FEATURES`` by name, each (num_clips,); those not named, or without a value, are null,
+            ``region_index`` 0.
     """
     n = len(clips)
     width = int(features.shape[1]) if n else 0
@@ -72,9 +73,9 @@ def feature_rows(
     if len(shape):
         columns["feature"] = pa.ListArray.from_arrays(offsets, values)
         columns["feature_shape"] = pa.array([list(shape)] * n, pa.list_(pa.int32()))
-    columns |= {name: column for name, column in (extra or {}).items() if column.null_count < n}
     for name in ("clip_index", "start_s", "end_s", "frame_s", "padded_frames"):
         columns[name] = clips.field(name)
+    columns |= {name: column for name, column in (extra or {}).items() if column.null_count < n}
     return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in PIECE], schema=PIECE)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featlib.heads.losses import contrastive_loss, squared_distances, triplet_loss
-from featlib.heads.metrics import confusion, mean_average_precision, recall_at_1, top_k
+from featlib.heads.metrics import confusion, mean_average_precision, neighbour_agreement, recall_at_1, top_k
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 0])
 
@@ -67,6 +67,58 @@ def test_metrics_by_hand() -> None:
     assert mean_average_precision(scores, labels) == pytest.approx((1 + 1 / 2 + 1) / 3)
     table = confusion(scores.argmax(1), labels, 3)
     assert table.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+
+
+def test_a_constant_guess_earns_nothing_in_whatever_order_the_rows_come() -> None:
+    """Where rows of one score were ranked as they come, sorted labels would make class 0 perfect."""
+    labels = np.array([0, 0, 1, 1, 1, 2])
+    same = np.full((6, 3), 1 / 3)
+    assert top_k(same, labels, 1) == pytest.approx(2 / 6), "argmax says class 0"
+    assert top_k(same, labels, 1) == np.trace(confusion(same.argmax(1), labels, 3)) / 6
+    assert top_k(same, labels, 2) == pytest.approx(5 / 6)
+    for order in (labels, labels[::-1]):
+        assert mean_average_precision(same, order) == pytest.approx((2 / 6 + 3 / 6 + 1 / 6) / 3)
+    assert top_k(np.full((6, 3), np.nan), np.full(6, 2), 1) == 0.0
+
+
+def average_precision(scores: list[float], hits: list[bool]) -> float:
+    """By its definition: the sum over thresholds of the precision there, times the recall gained there."""
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [hit for score, hit in zip(scores, hits, strict=True) if score >= threshold]
+        precision, recall = sum(chosen) / len(chosen), sum(chosen) / sum(hits)
+        total += precision * (recall - recall_before)
+        recall_before = recall
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_by_their_definitions(seed: int) -> None:
+    """Scores of few values, so that many are equal."""
+    random = np.random.default_rng(seed)
+    scores, labels = random.integers(0, 6, (40, 4)) / 6, random.integers(0, 4, 40)
+    parts = [average_precision(scores[:, c].tolist(), (labels == c).tolist()) for c in range(4)]
+    assert mean_average_precision(scores, labels) == pytest.approx(np.mean(parts), rel=1e-12)
+    ranks = [
+        sorted(range(4), key=lambda c: (-row[c], c)).index(label) for row, label in zip(scores, labels, strict=True)
+    ]
+    for k in (1, 2, 3, 4, 5):
+        assert top_k(scores, labels, k) == np.mean([rank < k for rank in ranks])
+    predicted = scores.argmax(1)
+    for true, guess in itertools.product(range(4), repeat=2):
+        count = sum(1 for t, p in zip(labels, predicted, strict=True) if (t, p) == (true, guess))
+        assert confusion(predicted, labels, 4)[true, guess] == count
+
+
+def test_neighbours_agree_on_unit_vectors_and_not_on_others() -> None:
+    vectors = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
+    assert neighbour_agreement(vectors) < 0.9
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert neighbour_agreement(units) > 0.999
+    distances = np.linalg.norm(vectors[:, None].astype(np.float64) - vectors[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    labels = np.arange(1200) % 5
+    assert recall_at_1(vectors, labels) == (labels[distances.argmin(1)] == labels).mean()
 
 
 def test_recall_at_1_by_hand() -> None:

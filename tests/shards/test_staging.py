@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from featlib.items import ItemReport
-from featlib.shards.staging import PIECE, list_pieces, read_piece, staged_items
+from featlib.shards.staging import PIECE, feature_rows, list_pieces, read_piece, staged_items
 from featlib.storage import Store
+from featlib.unit import CLIPS
 from tests.shards.make import KEYS, Item, staged, value
 
 WANTED = {"a": "print-a"}
@@ -36,6 +39,21 @@ def test_a_piece_gives_back_rows_and_reports(store: Store) -> None:
     assert piece.key == key
     assert piece.fingerprints == {"a": "print-a", "b": "print-b"}
     assert piece.reports == (Item("v0", (0, 1)).report("ab"), Item("v1", ()).report("ab"))
+
+
+def test_further_columns_are_those_given() -> None:
+    clips = pa.array([{"item": 0, "clip_index": c} for c in (0, 0)], CLIPS.value_type)
+    extra = {
+        "region_index": pa.array([0, 1], pa.int32()),
+        "score": pa.array([0.5, 0.25], pa.float32()),
+        "labels": pa.array([["cat"], ["dog", "cow"]], pa.list_(pa.string())),
+    }
+    table = feature_rows("a", ["v0"], ["/v/v0.mp4"], clips, np.zeros((2, 4), np.float32), [4], extra)
+    assert table.schema == PIECE
+    assert table["region_index"].to_pylist() == [0, 1]
+    assert table["score"].to_pylist() == [0.5, 0.25]
+    assert table["labels"].to_pylist() == [["cat"], ["dog", "cow"]]
+    assert table["attention"].null_count == 2
 
 
 def test_reports_come_back_from_dicts() -> None:

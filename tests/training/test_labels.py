@@ -1,0 +1,199 @@
+"""Labels and splits: from the manifest or a file, obeyed or drawn; what cannot be learned from is said in one line."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import featlib
+from featlib.errors import ConfigError
+from featlib.training.labels import Labelled, split_media
+from tests.heads.videos import points
+from tests.shards.make import publisher
+from tests.training.make import Floats, Given, Manifest, config, output, stage_videos, uri_of
+
+IDS = [f"v{i:02d}" for i in range(24)]
+
+
+def videos(rows: int = 3) -> dict[str, Floats]:
+    return {i: steps[:rows] for i, steps in zip(IDS, points(len(IDS), 0).steps, strict=True)}
+
+
+CLASSES = {i: ("lo", "hi")[n % 2] for n, i in enumerate(IDS)}
+PARTS = {i: "train" if n < 16 else "val" for n, i in enumerate(IDS)}
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "head" / "metrics.json").read_text())
+    return found
+
+
+def write_table(folder: Path, ending: str, rows: Sequence[Mapping[str, object]]) -> str:
+    path, table = folder / f"labels.{ending}", pd.DataFrame(rows)
+    if ending == "parquet":
+        table.to_parquet(path)
+    elif ending == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("by", ["media_id", "uri"])
+def test_labels_of_a_file(tmp_path: Path, ending: str, by: str) -> None:
+    """They count instead of the manifest's, which are wrong here; other columns do not matter, whatever their names."""
+    output(tmp_path, {"a": videos()}, Manifest(dict.fromkeys(IDS, "same")))
+    named = {"media_id": lambda i: i, "uri": uri_of}
+    rows = [{by: named[by](i), "label": CLASSES[i], "split": PARTS[i], "width": 3} for i in IDS]
+    rows.append({by: named[by]("nowhere"), "label": "lo", "split": "train", "width": 3})
+    labels = write_table(tmp_path, ending, rows)
+    summary = featlib.train(config(tmp_path, head="linear", labels=labels, epochs=40, learning_rate=0.02))
+    assert figures(tmp_path)["splits"]["train"]["videos"] == 16
+    assert figures(tmp_path)["splits"]["val"] == {
+        "videos": 8,
+        "top_1": 1.0,
+        "top_5": 1.0,
+        "mean_average_precision": 1.0,
+    }
+    assert summary.notes == ("1 rows of --labels name media that are not in the dataset",)
+
+
+def test_relative_uris_start_from_the_file(tmp_path: Path) -> None:
+    output(tmp_path, {"a": videos()})
+    rows = [{"uri": f"../../../v/{i}.mp4", "label": CLASSES[i]} for i in IDS]
+    labels = write_table(tmp_path, "csv", rows)
+    with pytest.raises(ConfigError, match="has none for the 24 media"):
+        featlib.train(config(tmp_path, head="linear", labels=labels))
+
+
+def test_media_without_a_label_are_no_part_of_it(tmp_path: Path) -> None:
+    some = {i: label for i, label in CLASSES.items() if i != "v05"}
+    output(tmp_path, {"a": videos()}, Manifest(some, {i: s for i, s in PARTS.items() if i in some}))
+    featlib.train(config(tmp_path, head="linear", epochs=2))
+    assert figures(tmp_path)["splits"]["train"]["videos"] == 15
+
+
+def test_media_that_a_partition_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
+    failed = {i: Given(np.empty((0, 4), np.float32), status="failed") for i in ("v00", "v01")}
+    store = output(tmp_path, {"a": videos(), "b": {**videos(), **failed}}, Manifest(CLASSES))
+    stage_videos(store, "b", {"v02": Given(videos()["v02"], etag="e1")})  # another version of the file
+    publisher(store, ["b"], etags={"v02": "e1"}).publish(0)
+    summary = featlib.train(config(tmp_path, features=["a", "b"], head="linear", epochs=2))
+    assert summary.notes == ("3 labelled media have no features in every partition: left out",)
+    assert sum(e.num_videos for e in summary.evaluations.values()) == 21
+
+
+def drawn(
+    count_by_class: Mapping[str, int], *, share: float = 0.25, seed: int = 0, pairs: bool = False
+) -> Counter[str]:
+    media = [Labelled(f"{c}{i:03d}", c, None) for c, n in count_by_class.items() for i in range(n)]
+    random = np.random.default_rng(0)
+    parts = split_media([media[i] for i in random.permutation(len(media))], share=share, seed=seed, pairs=pairs)
+    assert {m for part in parts.values() for m in part} == set(media)
+    assert sum(map(len, parts.values())) == len(media)
+    return Counter(m.label for m in parts["val"])
+
+
+def test_without_a_split_each_class_gives_its_share() -> None:
+    assert drawn({"x": 40, "y": 8, "z": 2, "once": 1}) == {"x": 10, "y": 2, "z": 1}
+    assert drawn({"x": 40, "y": 8, "z": 3}, pairs=True) == {"x": 10, "y": 2}
+
+
+def test_the_draw_depends_on_the_seed_and_on_nothing_else() -> None:
+    media = [Labelled(f"v{i}", "xy"[i % 2], None) for i in range(40)]
+    one, two = (split_media(m, share=0.5, seed=3, pairs=False)["val"] for m in (media, media[::-1]))
+    assert one == two
+    assert split_media(media, share=0.5, seed=4, pairs=False)["val"] != one
+
+
+def test_a_test_split_stays_when_validation_is_drawn() -> None:
+    media = [Labelled(f"v{i:02d}", "xy"[i % 2], "test" if i < 10 else "train") for i in range(30)]
+    parts = split_media(media, share=0.2, seed=0, pairs=False)
+    assert {m.media_id for m in parts["test"]} == {f"v{i:02d}" for i in range(10)}
+    assert (len(parts["train"]), len(parts["val"])) == (16, 4)
+
+
+TWICE = [{"media_id": "v00", "label": "lo"}, {"media_id": "v00", "label": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "settings", "message"),
+    [
+        (Manifest(), {}, r"label: the manifest has none for the 24 media of model=a; give a file"),
+        (Manifest(dict.fromkeys(IDS, "x")), {}, r"train has one class \('x'\)"),
+        (Manifest(CLASSES, {**PARTS, "v03": "holdout"}), {}, "split: 'holdout' of media v03 is not known; use train"),
+        (Manifest(CLASSES, {"v03": "train"}), {}, r"media v03 has 'train', media v\d\d has none"),
+        (Manifest(CLASSES, dict.fromkeys(IDS, "val")), {}, "split: no media for train"),
+        (Manifest({i: i for i in IDS}), {}, "split: no media for val"),
+        (Manifest({**CLASSES, "v20": "other"}, PARTS), {}, "'other' of media v20 is in val, but not in train"),
+        (Manifest({i: i for i in IDS}, PARTS), {"head": "embedding"}, "no class has two media in train"),
+        (Manifest(CLASSES), {"features": ["absent"]}, "has no model=absent of dataset d; there is a, b, huge"),
+        (Manifest(CLASSES), {"features": ["a", "b"], "fuse": "mean"}, r"features of one size, these have \[4, 6\]"),
+        (Manifest(CLASSES), {"features": ["a", "b"], "head": "lstm"}, r"other steps of media v\d\d \(3 and 2\)"),
+        (Manifest(CLASSES), {"features": ["huge"]}, "--learning-rate: the validation loss was (nan|inf)"),
+        (Manifest(CLASSES), {"labels": "none.csv"}, "--labels none.csv: .*not_found"),
+        (Manifest(CLASSES), {"labels": "list.txt"}, "--labels list.txt: the ending '.txt' is not known"),
+        (Manifest(CLASSES), {"labels": [{"media_id": "v00"}]}, "no column 'label' among media_id"),
+        (Manifest(CLASSES), {"labels": [{"name": "v00", "label": "x"}]}, "--labels .*: no column 'uri' among"),
+        (Manifest(CLASSES), {"labels": TWICE}, r"media v00 is 'lo' \(None\) in row 1 and 'hi' \(None\) in row 2"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, manifest: Manifest, settings: dict[str, object], message: str) -> None:
+    other = {i: np.zeros((2, 6), np.float32) for i in IDS}
+    huge = {i: np.full((3, 4), 3e38, np.float32) for i in IDS}
+    output(tmp_path, {"a": videos(), "b": other, "huge": huge}, manifest)
+    if isinstance(settings.get("labels"), list):
+        settings = {**settings, "labels": write_table(tmp_path, "csv", settings["labels"])}
+    with pytest.raises(ConfigError, match=message) as refusal:
+        featlib.train(config(tmp_path, **{"head": "linear", "epochs": 5, **settings}))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "head").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": "transformer"}, "head: Input should be 'linear'"),
+        ({"head": "linear", "loss": "triplet"}, "linear learns from cross_entropy, not from triplet"),
+        ({"head": "embedding", "loss": "cross_entropy"}, "embedding learns from contrastive or triplet"),
+        ({"head": "lstm", "gated": True}, "gated: is no setting of lstm"),
+        ({"head": "linear", "hidden": 8}, "hidden: is no setting of linear"),
+        ({"head": "attention", "layers": 2}, "layers: is no setting of attention"),
+        ({"head": "lstm", "embedding_size": 8}, "embedding_size: is no setting of lstm"),
+        ({"head": "lstm", "validation": 1.0}, "validation: Input should be less than 1"),
+        ({"head": "lstm", "features": ["a", "a"]}, "a label is given twice"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_read(
+    tmp_path: Path, settings: Mapping[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        config(tmp_path / "absent", **settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_features_that_would_not_fit_into_memory_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 videos of 3 x 4096 floats are 1.1 MB; their means are 0.4 MB."""
+    wide = {i: np.repeat(v, 1024, axis=1) for i, v in videos().items()}
+    output(tmp_path, {"a": wide}, Manifest(CLASSES))
+    featlib.train(config(tmp_path, head="linear", epochs=1, memory_mb=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("featlib.training.media.ShardRows", None)
+        with pytest.raises(ConfigError, match=r"--memory-mb 1: the features of 24 labelled videos are 2 MB"):
+            featlib.train(config(tmp_path, head="lstm", epochs=1, memory_mb=1))
+
+
+def test_features_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    broken = videos()
+    broken["v07"][1, 2] = np.nan
+    output(tmp_path, {"a": broken}, Manifest(CLASSES))
+    with pytest.raises(ConfigError, match="model=a: media v07 has a feature that is no finite number"):
+        featlib.train(config(tmp_path, head="lstm"))
