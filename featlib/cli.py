@@ -95,7 +95,12 @@ Example:
 @click.option("--flow-weights", multiple=True, metavar="[LABEL=]W", help="Of RAFT; as --weights.")
 @click.option("--fusion", multiple=True, metavar="[LABEL=]F", help="Of two streams: concat (default), mean or A:B.")
 @click.option("--regions", multiple=True, metavar="[LABEL=]R", help="Boxes of a detector: top:K or fixed:K.")
-@click.option("--preprocess", multiple=True, metavar="[LABEL=]ENUM", help="A weights enum name whose preset to use.")
+@click.option(
+    "--preprocess",
+    multiple=True,
+    metavar="[LABEL=]ENUM",
+    help="A weights enum name whose preset to use; for c3d also its mean volume, MEAN.npy.",
+)
 @click.option("--precision", multiple=True, metavar="[LABEL=]P", help="fp32, bf16 or fp16.")
 @click.option(
     "--frame-sampling",

@@ -9,10 +9,8 @@ from featlib.extractors import probe, registry, state_dict
 from featlib.extractors.layers import Cut, cut
 from featlib.extractors.network import Settings
 from featlib.extractors.resolve import ResolvedModel
+from featlib.extractors.weights import MEAN_VOLUME
 from featlib.models.detection import RegionDetector
-
-MEAN_VOLUME = "input.mean_volume"
-"""Key in a payload beside the weights: the mean of each pixel of a clip."""
 
 
 def build(resolved: ResolvedModel, payload: bytes, layers: Sequence[str] = ()) -> Cut:

@@ -12,7 +12,7 @@ from featlib.extractors.registry import Description, describe, names, problems
 if TYPE_CHECKING:
     from featlib.extractors.conformance import Finding
 
-_COLUMNS = ("network", "input", "frames", "feature", "params M", "GFLOPs", "default weights")
+_COLUMNS = ("network", "input", "frames", "feature", "params M", "GFLOPs", "default weights", "source")
 
 
 def as_json(found: Description | list[Description]) -> str:
@@ -72,10 +72,11 @@ def _row(found: Description) -> tuple[str, ...]:
         found.name,
         _size(found),
         str(_frames(found)),
-        "x".join(map(str, found.feature_shape)),
+        "x".join(map(str, found.feature_shape)) or "boxes",
         f"{found.parameters / 1e6:.2f}",
         f"{found.flops / 1e9:.2f}",
         found.default_weights,
+        found.source,
     )
 
 
@@ -96,7 +97,9 @@ def _card(found: Description) -> str:
         "frames": str(_frames(found)),
         "mean, std": f"{found.input.mean}, {found.input.std}",
         "sampling": found.sampling,
-        "feature": f"{list(found.feature_shape)} float32 at layer {found.layer}",
+        "feature": f"{list(found.feature_shape)} float32 at layer {found.layer}"
+        if found.feature_shape
+        else "boxes alone",
         "parameters": f"{found.parameters:,}",
         "FLOPs": f"{found.flops / 1e9:.2f} G for one {found.kind} (a multiply-add counts as two)",
         "weights": f"{', '.join(found.weights)} (default: {found.default_weights})",

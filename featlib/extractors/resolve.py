@@ -12,6 +12,7 @@ from featlib.extractors import preset, probe, registry
 from featlib.extractors.categories import choose_categories
 from featlib.extractors.detectors import DETECTORS
 from featlib.extractors.flow_method import choose_method
+from featlib.extractors.mean_volume import ENDING, with_mean_volume
 from featlib.extractors.network import Network, Settings
 from featlib.extractors.resolve_regions import (
     check_settings,
@@ -130,9 +131,12 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
     network = _fused(found, config)
     sampling = choose_sampling(network, config)
     choice = resolve_weights(network, config.weights)
-    loaded = load_weights(
-        network, choice, lambda found: preset.choose_preset(network, config.preprocess, found), options
-    )
+    volume = config.preprocess if config.preprocess and config.preprocess.endswith(ENDING) else None
+    named = None if volume else config.preprocess
+    loaded = load_weights(network, choice, lambda found: preset.choose_preset(network, named, found), options)
+    if volume is not None:
+        frames = sampling.frames if isinstance(sampling, ClipSampling) else 1
+        loaded = with_mean_volume(loaded, volume, frames, options)
     layer = network.node(config.layer or network.layer)
     shapes = _check_fit(network, loaded.settings, loaded.reads, sampling, layer)
     for name in [layer] + ["logits"] * (config.top_k > 0):

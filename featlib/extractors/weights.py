@@ -27,8 +27,11 @@ _CONNECT_S = 30.0
 _LENGTH_BYTES = 8
 _LEAST_HASH = 8  # hex digits in a publisher's file name that identify a file
 
-# Safetensors bytes by network, hash and constructor settings: read once, shared by models with the same weights.
-_PAYLOADS: dict[tuple[str, str, Settings], bytes] = {}
+MEAN_VOLUME = "input.mean_volume"
+"""Key in a payload beside the weights: the mean of each pixel of a clip."""
+
+# Safetensors bytes by network, hashes and constructor settings: read once, shared by models with the same weights.
+_PAYLOADS: dict[tuple[str, str, str, Settings], bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,7 @@ def _settings_for(network: Network, reads: InputSpec, raw: state_dict.RawState) 
 
 def keep_payload(network: Network, loaded: LoadedWeights) -> None:
     """Makes ``payload`` of a model with these weights free in this process."""
-    key = (network.name, loaded.sha256, loaded.settings)
+    key = (network.name, loaded.sha256, loaded.reads.mean_volume, loaded.settings)
     if key not in _PAYLOADS:
         _PAYLOADS[key] = safetensors.torch.save(_apart(loaded.state))
 
@@ -287,7 +290,7 @@ def payload(resolved: "ResolvedModel", options: StoreOptions) -> bytes:
     if resolved.embedder is not None:
         detector = replace(resolved, network=resolved.detector, embedder=None)
         return join_payloads(payload(detector, options), payload(resolved.embedder, options))
-    key = (resolved.network, resolved.weights_sha256, resolved.settings)
+    key = (resolved.network, resolved.weights_sha256, resolved.input.mean_volume, resolved.settings)
     if key not in _PAYLOADS:
         network = registry.network(resolved.network)
         choice = resolve_weights(network, resolved.weights_source)
@@ -297,7 +300,7 @@ def payload(resolved: "ResolvedModel", options: StoreOptions) -> bytes:
             loaded = load_detector(network, choice, options)
         else:
             loaded = load_weights(network, choice, lambda _: resolved.input, options)
-        if loaded.sha256 != resolved.weights_sha256:
+        if loaded.sha256 != resolved.weights_sha256 or resolved.input.mean_volume:
             raise ConfigError(f"--weights {choice}: the file changed while the job was starting; run it again")
         keep_payload(network, loaded)
     return _PAYLOADS[key]

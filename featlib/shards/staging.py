@@ -56,8 +56,8 @@ def feature_rows(
         clips: As in ``featlib.unit.CLIPS``.
         features: float32 (num_clips, prod(shape)).
         shape: Of one feature; empty for rows without one.
-        extra: Further columns of ``FEATURES`` by name, each (num_clips,); those not named, or without a value, are null,
-            ``region_index`` 0.
+        extra: Further columns of ``FEATURES`` by name, each (num_clips,); those not named, or without a value, are
+            null, ``region_index`` 0.
     """
     n = len(clips)
     width = int(features.shape[1]) if n else 0
