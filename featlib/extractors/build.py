@@ -15,8 +15,12 @@ def build(resolved: ResolvedModel, payload: bytes) -> nn.Module:
     Raises:
         RuntimeError: The payload is not that of this model.
     """
-    network = probe.skeleton(registry.network(resolved.network), resolved.settings)
-    missing, unexpected = state_dict.assign(network, safetensors.torch.load(payload))
+    described, state = registry.network(resolved.network), safetensors.torch.load(payload)
+    network = probe.skeleton(described, resolved.settings)
+    missing, unexpected = state_dict.assign(network, state)
+    if any(buffer.is_meta for buffer in network.buffers()):  # in no state dict: the constructor alone fills it
+        network = described.construct(resolved.settings)
+        state_dict.assign(network, state)
     if missing or unexpected:
         raise RuntimeError(f"the payload is not of {resolved.network}: {', '.join([*missing, *unexpected][:3])}")
     network.eval().requires_grad_(False)
