@@ -80,8 +80,17 @@ def cut(network: nn.Module, layer: str, last_layer: str) -> nn.Module:
 
 
 def node_names(network: nn.Module) -> list[str]:
-    """Names that ``--layer`` takes: graph nodes, and modules for the last node inside them, in graph order."""
-    nodes = feature_extraction.get_graph_node_names(network, suppress_diff_warning=True)[1]
+    """Names that ``--layer`` takes: graph nodes, and modules for the last node inside them, in graph order.
+
+    Raises:
+        ConfigError: What the network does depends on values, so it has no graph.
+    """
+    try:
+        nodes = feature_extraction.get_graph_node_names(network, suppress_diff_warning=True)[1]
+    except Exception as error:  # tracing calls the network with stand-ins, on which its code may fail in any way
+        reason = " ".join(str(error).split())[:160]
+        what = f"{type(network).__name__} cannot be traced ({reason})"
+        raise ConfigError(f"--layer: {what}; use {', '.join(NAMED_LAYERS)}") from error
     names: dict[str, None] = {}
     for node in nodes:
         parts = node.split(".")
