@@ -305,8 +305,10 @@ def _pool(workers: int, num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """The innermost reason that is put in words, on one line; Ray's own innermost exception may be empty."""
+    reasons = [error]
+    while (cause := reasons[-1].__cause__) is not None:
+        reasons.append(cause)
+    error = next((e for e in reversed(reasons) if str(e).strip()), reasons[-1])
     lines = [line for line in str(error).splitlines() if line.strip()]
     return " ".join((lines[-1] if lines else type(error).__name__).split())[:300]

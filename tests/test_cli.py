@@ -78,6 +78,13 @@ def test_values_with_equals_signs_are_values() -> None:
     assert model["clip_sampling"] == "frames=8,stride=2"
 
 
+def test_the_label_of_ones_own_network_is_what_stands_behind_the_colon() -> None:
+    models = _models(model=("nets:tiny", "timm:resnet18.a1_in1k", "b=nets:tiny"), weights=("tiny=random:1", "b=w.pth"))
+    assert [m.get("weights") for m in models] == ["random:1", None, "w.pth"]
+    with pytest.raises(ConfigError, match=r"'teeny' is not the label of a model \(tiny, resnet18.a1_in1k\)"):
+        _models(model=("nets:tiny", "timm:resnet18.a1_in1k"), weights=("teeny=random:1",))
+
+
 def test_an_unknown_label_is_named_with_the_known_ones(job: str) -> None:
     with pytest.raises(
         ConfigError, match=r"--frame-sampling c4d=all: 'c4d' is not the label of a model \(resnet18, c3d\)"

@@ -29,9 +29,13 @@ def build(resolved: ResolvedModel, payload: bytes, layers: Sequence[str] = ()) -
 
 
 def _loaded(name: str, settings: Settings, payload: bytes) -> nn.Module:
-    network = probe.skeleton(registry.network(name), settings)
+    described = registry.network(name)
+    network = probe.skeleton(described, settings)
     state = {k: v for k, v in safetensors.torch.load(payload).items() if k != MEAN_VOLUME}
     missing, unexpected = state_dict.assign(network, state)
+    if any(buffer.is_meta for buffer in network.buffers()):  # in no state dict: the constructor alone fills it
+        network = described.construct(settings)
+        state_dict.assign(network, state)
     if missing or unexpected:
         raise RuntimeError(f"the payload is not of {name}: {', '.join([*missing, *unexpected][:3])}")
     return network.eval().requires_grad_(False)

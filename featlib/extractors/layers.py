@@ -89,7 +89,17 @@ def node_names(network: nn.Module) -> list[str]:
 
 
 def _graph_nodes(network: nn.Module) -> list[str]:
-    nodes: list[str] = feature_extraction.get_graph_node_names(network, suppress_diff_warning=True)[1]
+    """Nodes of the network's graph in eval mode, in order.
+
+    Raises:
+        ConfigError: What the network does depends on values, so it has no graph.
+    """
+    try:
+        nodes: list[str] = feature_extraction.get_graph_node_names(network, suppress_diff_warning=True)[1]
+    except Exception as error:  # tracing calls the network with stand-ins, on which its code may fail in any way
+        reason = " ".join(str(error).split())[:160]
+        what = f"{type(network).__name__} cannot be traced ({reason})"
+        raise ConfigError(f"--layer: {what}; use {', '.join(NAMED_LAYERS)}") from error
     return nodes
 
 

@@ -173,7 +173,8 @@ def _runs(network: Network, settings: Settings, shape: Shape) -> bool:
 
 def count_flops(network: Network, settings: Settings, shape: Shape) -> int:
     """Floating-point operations for one input; a multiply-add counts as two."""
-    module = skeleton(network, settings).to("meta")
+    # The counter hooks into the gradients of what modules read, which fails for a parameter in inference mode.
+    module = skeleton(network, settings).to("meta").requires_grad_(False)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module(_batch(1, shape))
     return int(counter.get_total_flops())

@@ -130,6 +130,13 @@ def test_what_cannot_be_built_is_an_error_of_one_line() -> None:
         check(featlib.own_network("wrong", nn.Identity, FRAMES))
 
 
+def test_layers_of_a_network_without_a_graph_are_the_named_ones() -> None:
+    branches = own(nets.Branches)
+    assert failed(branches) == set()
+    with pytest.raises(ConfigError, match=r"--layer: Branches cannot be traced .*; use penultimate, logits"):
+        check(replace(branches, layer="first"))
+
+
 def test_the_command_prints_a_table_and_exits_3_when_a_check_fails(capsys: pytest.CaptureFixture[str]) -> None:
     module = "tests.extractors.tiny_networks"
     code, out, err = run_command(capsys, "models", f"{module}:tiny", "--check")
