@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featlib.errors import ConfigError
-from featlib.media.resize import resized
+from featlib.resize import resized
 from featlib.spec import PixelSpec
 
 UInt8 = npt.NDArray[np.uint8]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featlib.media.plan import LabelClips
-from featlib.media.resize import fitted, output_size, resized
+from featlib.resize import fitted, output_size, resized
 from featlib.media.times import FrameTimes, Int64s
 from featlib.spec import Clip, PixelSpec
 

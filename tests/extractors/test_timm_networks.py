@@ -20,7 +20,7 @@ from featlib.extractors.conformance import check
 from featlib.extractors.plain import pictures
 from featlib.extractors.resolve import resolve
 from featlib.extractors.weights import cache_path, payload, release_payloads
-from featlib.media.resize import resized
+from featlib.resize import resized
 from featlib.spec import PixelSpec
 from featlib.storage import StoreOptions
 from tests.extractors.conformance import CHECKS

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification, VideoClassification
 
-from featlib.media.resize import fitted, output_size, resized
+from featlib.resize import fitted, output_size, resized
 from featlib.spec import Interpolation, PixelSpec
 
 SIZES = [(240, 320), (320, 240), (241, 321), (97, 53), (31, 400), (720, 405), (256, 256), (224, 300)]
