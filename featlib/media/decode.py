@@ -16,9 +16,9 @@ from featlib.media.limits import Limits
 from featlib.media.open import open_video
 from featlib.media.pixels import Allocate, PixelStore, allocate_arrays
 from featlib.media.plan import Picked, ReadPlan, num_segments, pick_all, pixel_specs, read_plan
-from featlib.resize import output_size
 from featlib.media.sampling import TimeRange
 from featlib.media.source import Source, load
+from featlib.resize import output_size
 from featlib.spec import Clip, Decoded, MediaFacts, MediaItem, Segment, Want
 from featlib.storage import StoreOptions, open_media
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featlib.media.plan import LabelClips
-from featlib.resize import fitted, output_size, resized
 from featlib.media.times import FrameTimes, Int64s
+from featlib.resize import fitted, output_size, resized
 from featlib.spec import Clip, PixelSpec
 
 UInt8 = npt.NDArray[np.uint8]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18, squeezenet1_1
-from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.transforms.functional import resize
 
 import featlib
@@ -16,6 +15,7 @@ from tests.e2e.clips import write_clip
 from tests.e2e.plain import IMAGE, frames, relative_l2, squeezenet
 from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
 from tests.e2e.small import POOLS
+from tests.extractors.plain_detectors import lively, plain
 
 pytestmark = pytest.mark.ray
 
@@ -31,7 +31,11 @@ FRAMES = {"wide.mp4": 25, "tall.mp4": 21}
 
 
 def extract(clips: Path, output: Path, **settings: object) -> featlib.Summary:
-    models = [{**model, "weights": "random:0"} for model in MODELS]
+    lively_weights = clips.parent / "detector.pth"
+    if not lively_weights.exists():
+        torch.save(lively(DETECTOR), lively_weights)
+    weights = {"boxes": str(lively_weights), "crops": f"{lively_weights}+random:0"}
+    models = [{**model, "weights": weights.get(str(model.get("label")), "random:0")} for model in MODELS]
     values = {"manifest": [str(clips)], "output": str(output), "dataset": "d", "models": models, **POOLS, **settings}
     return featlib.extract(featlib.ExtractConfig(**values))
 
@@ -106,7 +110,7 @@ def test_flow_is_that_of_the_frames(output: Path, pictures: dict[str, list[np.nd
                 for p in pictures[name][start : start + 11]
             ]
             cut = [p.permute(1, 2, 0).numpy() for p in small]
-            flow = cv2.DISOpticalFlow_create()
+            flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
             grey = [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in cut]
             fields = np.stack([flow.calc(a, b, None) for a, b in pairwise(grey)])
             high, wide_ = ((s - 224) // 2 for s in fields.shape[1:3])
@@ -121,23 +125,24 @@ def test_flow_is_that_of_the_frames(output: Path, pictures: dict[str, list[np.nd
 
 
 def test_boxes_are_in_pixels_of_the_source(output: Path, pictures: dict[str, list[np.ndarray]]) -> None:
-    torch.manual_seed(0)
-    network = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval()
-    network.roi_heads.score_thresh, network.roi_heads.detections_per_img = 0.0, 2
+    network = plain(DETECTOR)
+    network.roi_heads.score_thresh, network.roi_heads.detections_per_img = 0.0, 300
     for name in FRAMES:
         rows, crops = rows_of(output, "boxes", name), rows_of(output, "crops", name)
         assert [r["region_index"] for r in rows] == [0, 1] * (len(rows) // 2)
-        for clip in range(len(rows) // 2):
+        for i, (row, crop) in enumerate(zip(rows, crops, strict=True)):
             with torch.inference_mode():
-                picture = torch.from_numpy(pictures[name][9 * clip]).permute(2, 0, 1) / 255
+                picture = torch.from_numpy(pictures[name][9 * (i // 2)]).permute(2, 0, 1) / 255
                 (found,) = network([picture])
-            for row, crop, box, score in zip(
-                rows[2 * clip :], crops[2 * clip :], found["boxes"], found["scores"], strict=False
-            ):
-                np.testing.assert_allclose(row["box"], box, atol=0.01)
-                assert row["score"] == pytest.approx(float(score), rel=1e-3)
-                assert crop["box"] == row["box"]
-                assert (len(row["feature"]), len(crop["feature"])) == (1024, 512)
+            # Several boxes are as sure of themselves as this one: it has to be one of the best, and at its place.
+            apart = np.abs(found["boxes"].numpy() - np.array(row["box"])).max(axis=1) + 100 * np.abs(
+                found["scores"].numpy() - row["score"]
+            )
+            assert apart.min() < 0.05
+            assert row["score"] == pytest.approx(float(found["scores"][i % 2]), abs=1e-4)
+            assert row["labels"] == [str(int(found["labels"][apart.argmin()]))]
+            assert (crop["box"], crop["score"]) == (row["box"], row["score"])
+            assert (len(row["feature"]), len(crop["feature"])) == (1024, 512)
 
 
 def test_two_pools_and_segments_give_the_same_rows(output: Path, tmp_path: Path) -> None:
