@@ -27,12 +27,14 @@ class Pretrained:
         enum: With its class, ``ResNet50_Weights.IMAGENET1K_V2``.
         url: Of the state dict; empty when its publishers offer no file that can be fetched by name.
         input: What a network with these weights reads.
+        categories: Names of the classes in the order of the network's outputs, where the publisher tells.
     """
 
     name: str
     enum: str
     url: str
     input: InputSpec
+    categories: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def filename(self) -> str:

@@ -23,6 +23,8 @@ class ResolvedModel:
         settings: Arguments of the constructor.
         last_layer: Name of the last learned layer.
         feature_shape: Of one frame or clip.
+        categories: Names of the classes in the order of the outputs; empty when they are not known. They change no
+            feature.
     """
 
     label: str
@@ -39,6 +41,7 @@ class ResolvedModel:
     last_layer: str
     feature_shape: tuple[int, ...]
     extractor_version: str
+    categories: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -100,6 +103,7 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         last_layer=shapes.last_layer,
         feature_shape=shapes.feature_shape,
         extractor_version=f"{network.source}/{network.version}",
+        categories=loaded.categories,
     )
 
 

@@ -64,7 +64,8 @@ def _pretrained(entry: Any, kind: Kind) -> Pretrained:
         antialias=bool(getattr(preset, "antialias", False)),
     )
     mean, std = tuple(preset.mean), tuple(preset.std)
-    return Pretrained(entry.name, str(entry), entry.url, InputSpec(kind, pixels, mean, std))
+    categories = tuple(entry.meta["categories"] or ())  # VGG16's IMAGENET1K_FEATURES have no classes
+    return Pretrained(entry.name, str(entry), entry.url, InputSpec(kind, pixels, mean, std), categories)
 
 
 def _vit_settings(side: int, from_file: bool) -> Settings:

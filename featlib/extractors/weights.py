@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featlib.errors import ConfigError, MediaError
 from featlib.extractors import preset, probe, registry, state_dict
+from featlib.extractors.metadata import read_metadata
 from featlib.extractors.network import Network, Pretrained, Settings
 from featlib.spec import ClipSampling, InputSpec
 from featlib.storage import StoreOptions, read_bytes, redact
@@ -54,12 +55,15 @@ class WeightsFile:
     """A file that was read.
 
     Args:
-        pretrained: The published weights that it is, by name or by hash; None for anybody's own file.
+        pretrained: The published weights that it is, by name or by hash, else those whose preset its metadata names;
+            None for anybody's own file.
+        categories: Names of the classes in the order of the network's outputs; empty when they are not known.
     """
 
     data: bytes
     sha256: str
     pretrained: Pretrained | None
+    categories: tuple[str, ...] = ()
 
 
 def resolve_weights(network: Network, text: str) -> WeightsChoice:
@@ -105,14 +109,35 @@ def read_weights(network: Network, choice: WeightsChoice, options: StoreOptions)
     """
     if choice.pretrained is not None:
         data = _cached(choice.pretrained)
-        return WeightsFile(data, hashlib.sha256(data).hexdigest(), choice.pretrained)
+        categories = choice.pretrained.categories
+        return WeightsFile(data, hashlib.sha256(data).hexdigest(), choice.pretrained, categories)
     url = choice.url or ""
     try:
         data = read_bytes(url, options)
     except (MediaError, OSError) as error:
         raise ConfigError(f"--weights {choice}: cannot be read ({_line(error)})") from None
     sha256 = hashlib.sha256(data).hexdigest()
-    return WeightsFile(data, sha256, _recognised(network, sha256))
+    published = _recognised(network, sha256)
+    if published is not None:
+        return WeightsFile(data, sha256, published, published.categories)
+    metadata = read_metadata(data, str(choice))
+    if metadata is None:
+        return WeightsFile(data, sha256, None)
+    return WeightsFile(data, sha256, _preset_named(network, metadata.preprocess, str(choice)), metadata.classes)
+
+
+def _preset_named(network: Network, enum: str, source: str) -> Pretrained:
+    """The published weights whose preset the metadata of a file names: what it was trained with is what it reads."""
+    found = network.find_pretrained(enum)
+    other = registry.find_pretrained(enum)
+    if found is None and other is not None and other[0].kind == network.kind:
+        found = other[1]
+    if found is None:
+        raise ConfigError(
+            f"--weights {source}: were trained with the preprocessing {enum}, which {network.name} cannot have here; "
+            "give them to the network and the version of featlib that they were trained with"
+        )
+    return found
 
 
 def _recognised(network: Network, sha256: str) -> Pretrained | None:
@@ -176,6 +201,7 @@ class LoadedWeights:
         reads: The preprocessing that goes with them.
         settings: Constructor arguments of the network that they fit.
         absent: Keys of layers that the file lacks and that no feature may depend on.
+        categories: Names of the classes in the order of the network's outputs; empty when they are not known.
     """
 
     state: dict[str, Tensor]
@@ -183,6 +209,7 @@ class LoadedWeights:
     reads: InputSpec
     settings: Settings
     absent: frozenset[str] = frozenset()
+    categories: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -211,7 +238,16 @@ def load_weights(
     preset.check_side(network, reads, network.side_in(raw.tensors))
     settings = _settings_for(network, reads, raw)
     fitted = state_dict.fit(network, settings, raw, str(choice))
-    return LoadedWeights(fitted.tensors, file.sha256, reads, settings, fitted.absent)
+    _check_categories(file.categories, settings, str(choice))
+    return LoadedWeights(fitted.tensors, file.sha256, reads, settings, fitted.absent, file.categories)
+
+
+def _check_categories(categories: tuple[str, ...], settings: Settings, source: str) -> None:
+    classes = dict(settings).get("num_classes")
+    if categories and classes not in (None, len(categories)):
+        raise ConfigError(
+            f"--weights {source}: name {len(categories)} classes, but have {classes} outputs; train them again"
+        )
 
 
 def _settings_for(network: Network, reads: InputSpec, raw: state_dict.RawState) -> Settings:

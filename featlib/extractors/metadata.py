@@ -1,0 +1,71 @@
+"""What a file of weights says of itself: a JSON object under ``featlib`` in the metadata of a ``.safetensors`` file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from featlib.errors import ConfigError
+
+_KEY = "featlib"
+_LENGTH_BYTES = 8  # of the header that comes first, little endian
+
+
+@dataclass(frozen=True)
+class WeightsMetadata:
+    """What goes with the weights of a network that featlib trained.
+
+    Args:
+        network: The name in the registry.
+        classes: Their names in the order of the network's outputs; empty when the outputs mean nothing.
+        preprocess: Full enum name of the preset that the network was trained with.
+        settings: How it was trained, for the record.
+    """
+
+    network: str
+    classes: tuple[str, ...]
+    preprocess: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_safetensors(self) -> dict[str, str]:
+        """The metadata argument of ``safetensors.torch.save``."""
+        return {_KEY: json.dumps(asdict(self), sort_keys=True)}
+
+
+def read_metadata(data: bytes, source: str) -> WeightsMetadata | None:
+    """The metadata in the bytes of a file; None when it is no ``.safetensors`` file, a damaged one or has none.
+
+    Raises:
+        ConfigError: There is metadata of featlib in it, but not as featlib writes it.
+    """
+    text = _text(data)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        classes = tuple(found["classes"])
+        metadata = WeightsMetadata(found["network"], classes, found["preprocess"], found.get("settings", {}))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _error(source) from None
+    if not all(isinstance(t, str) for t in (metadata.network, metadata.preprocess, *classes)):
+        raise _error(source)
+    return metadata
+
+
+def _text(data: bytes) -> str | None:
+    if data[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
+        return None
+    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    try:
+        header = json.loads(data[_LENGTH_BYTES:end])
+    except ValueError:  # reading the tensors says so
+        return None
+    text = header.get("__metadata__", {}).get(_KEY)
+    return text if isinstance(text, str) else None
+
+
+def _error(source: str) -> ConfigError:
+    return ConfigError(
+        f"--weights {source}: its metadata under {_KEY!r} must be JSON with network, classes (names) and preprocess; "
+        "save the file without that key or train it again"
+    )
