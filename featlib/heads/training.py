@@ -98,16 +98,28 @@ def fit(model: nn.Module, train: Videos, validation: Videos, settings: TrainSett
         raise ValueError(f"{len(train)} videos to train on and {len(validation)} to validate on; both need some")
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    done, best_state = Fit(), copy.deepcopy(model.state_dict())
+
+    def epoch() -> Epoch:
+        train_loss = _epoch(model, train, settings, optimizer, generator)
+        return Epoch(train_loss, _loss_of(model, validation, settings))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        for number in range(settings.epochs):
-            train_loss = _epoch(model, train, settings, optimizer, generator)
-            done.curve.append(Epoch(train_loss, _loss_of(model, validation, settings)))
-            if done.curve[number].validation_loss < done.curve[done.best].validation_loss or number == 0:
-                done.best, best_state = number, copy.deepcopy(model.state_dict())
-            if number - done.best >= settings.patience:
-                break
+        return until_no_better(model, epoch, epochs=settings.epochs, patience=settings.patience)
+
+
+def until_no_better(model: nn.Module, epoch: Callable[[], Epoch], *, epochs: int, patience: int) -> Fit:
+    """Calls ``epoch``, which changes ``model``, at most ``epochs`` times, and leaves the weights of the best one.
+
+    It ends when the validation loss has not become better for ``patience`` epochs.
+    """
+    done, best_state = Fit(), copy.deepcopy(model.state_dict())
+    for number in range(epochs):
+        done.curve.append(epoch())
+        if done.curve[number].validation_loss < done.curve[done.best].validation_loss or number == 0:
+            done.best, best_state = number, copy.deepcopy(model.state_dict())
+        if number - done.best >= patience:
+            break
     model.load_state_dict(best_state)
     model.eval()
     return done
