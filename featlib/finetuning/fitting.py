@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 _OF_ONE_CLASS = 4  # neighbours in a batch of pairs, so that every clip has a partner in it
+_WEIGHED = 256  # clips whose pairs and triplets are weighed together; memory grows with the third power
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Trainer:
         """One pass over all clips; gives the mean loss on the way."""
         total = 0.0
         with self.trainee.learning() as output, exact_arithmetic(self.device):
-            for rows in batches(train.labels, self.settings, self.random):
+            for rows in batches(train.labels, self.settings.batch_size, self.settings.loss, self.random):
                 self.optimizer.zero_grad()
                 loss = self._loss(self._forward(output, train, rows, flip=self.settings.flip), train.labels[rows])
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -129,13 +130,14 @@ class Trainer:
         return total / len(train)
 
     def evaluate(self, clips: LabelledClips) -> Evaluation:
-        """Loss and outputs in eval mode; pairs and triplets are those of batches that are the same every time."""
+        """Loss and outputs in eval mode; pairs and triplets are those of large groups, the same every time."""
         size = self.settings.batch_size
         parts = [np.arange(start, min(start + size, len(clips))) for start in range(0, len(clips), size)]
         with torch.inference_mode(), exact_arithmetic(self.device):
             found = torch.cat([self._forward(self.trainee.output, clips, rows).cpu() for rows in parts])
             total = 0.0
-            for rows in batches(clips.labels, self.settings, np.random.default_rng(self.settings.seed)):
+            same = np.random.default_rng(self.settings.seed)
+            for rows in batches(clips.labels, _WEIGHED, self.settings.loss, same):
                 total += float(self._loss(found[torch.from_numpy(rows)], clips.labels[rows])) * len(rows)
         values = found.softmax(1) if self.settings.loss == "cross_entropy" else found
         return Evaluation(total / len(clips), values.numpy())
@@ -164,21 +166,26 @@ def make_optimizer(trainee: Trainee, settings: FitSettings) -> torch.optim.Optim
     return torch.optim.AdamW(trainee.parameters(), rate, weight_decay=decay)
 
 
-def batches(labels: Indices, settings: FitSettings, random: np.random.Generator) -> Iterator[Indices]:
+def batches(labels: Indices, size: int, loss: Loss, random: np.random.Generator) -> Iterator[Indices]:
     """Every row once, in batches of nearly one size (a last batch of one clip has no statistics to normalise by).
 
-    For pairs and triplets a few rows of one class lie together, else most batches of many classes would have none.
+    For pairs and triplets a batch holds several clips of each of several classes, else most of many classes would
+    have no partner in it, or, of few, no opponent.
     """
     order = random.permutation(len(labels))
-    if settings.loss != "cross_entropy":
-        order = _in_groups(labels, order, random)
-    yield from np.array_split(order, -(-len(labels) // settings.batch_size))
+    if loss != "cross_entropy":
+        order = _mixed(labels, order, random)
+    yield from np.array_split(order, -(-len(labels) // size))
 
 
-def _in_groups(labels: Indices, order: Indices, random: np.random.Generator) -> Indices:
-    """``order`` in which neighbours, four by four, are of one class; which ones and where is still chance."""
+def _mixed(labels: Indices, order: Indices, random: np.random.Generator) -> Indices:
+    """``order`` with neighbours, four by four, of one class, and the fours of each class spread evenly."""
     groups: list[Indices] = []
+    places: list[float] = []
     for label in np.unique(labels):
         mine = order[labels[order] == label]
-        groups += np.array_split(mine, -(-len(mine) // _OF_ONE_CLASS))
-    return np.concatenate([groups[place] for place in random.permutation(len(groups))])
+        of_class = np.array_split(mine, -(-len(mine) // _OF_ONE_CLASS))
+        start = random.random()
+        places += [(number + start) / len(of_class) for number in range(len(of_class))]
+        groups += of_class
+    return np.concatenate([groups[n] for n in np.argsort(places, kind="stable")])

@@ -13,24 +13,25 @@ from PIL import Image
 Picture = npt.NDArray[np.uint8]
 
 
-def textured(label: int, random: np.random.Generator, side: int = 96) -> Picture:
-    """Stripes whose direction is the class; colours, width, place and noise are chance."""
-    angle = label * np.pi / 3 + random.uniform(-0.1, 0.1)
-    y, x = np.mgrid[0:side, 0:side]
-    wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / random.uniform(10, 16) + random.uniform(0, 6))
-    low, high = random.uniform(0, 100, 3), random.uniform(150, 255, 3)
-    picture = np.where(wave[..., None] > 0, high, low) + random.normal(0, 10, (side, side, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+_DISCS = ((220, 60, 40), (40, 160, 60), (60, 80, 220))
+
+
+def disc(label: int, random: np.random.Generator, side: int = 96) -> Picture:
+    """A disc whose colour is the class, somewhere over large loud patches whose colours are chance."""
+    picture = np.kron(random.uniform(60, 200, (3, 3, 3)), np.ones((side // 3, side // 3, 1)))
+    y, x = np.mgrid[0:side, 0:side] - random.uniform(0.25, 0.75, 2)[:, None, None] * side
+    picture[x**2 + y**2 < (0.2 * side) ** 2] = _DISCS[label]
+    return np.clip(picture + random.normal(0, 10, picture.shape), 0, 255).astype(np.uint8)
 
 
 def write_pictures(folder: Path, count: int, classes: Sequence[str], seed: int) -> list[dict[str, str]]:
-    """``count`` PNGs of ``textured`` for each class, as manifest rows."""
+    """``count`` PNGs of ``disc`` for each class, as manifest rows."""
     random = np.random.default_rng(seed)
     rows = []
     for label, name in enumerate(classes):
         for i in range(count):
             path = folder / f"{name}-{i}.png"
-            Image.fromarray(textured(label, random)).save(path)
+            Image.fromarray(disc(label, random)).save(path)
             rows.append({"uri": str(path), "label": name})
     return rows
 
