@@ -56,7 +56,12 @@ def test_a_folder_of_media_has_no_labels(tmp_path: Path) -> None:
 
 
 def test_videos_are_drawn_by_class_and_never_torn() -> None:
-    items = [item(f"{label}{v}", label, part=part) for label, n in (("a", 10), ("b", 20)) for v in range(n) for part in (0, 1)]
+    items = [
+        item(f"{label}{v}", label, part=part)
+        for label, n in (("a", 10), ("b", 20))
+        for v in range(n)
+        for part in (0, 1)
+    ]
     placed = with_splits(items, 0.3, seed=1)
     splits: dict[str, set[str | None]] = {}
     for i in placed:
