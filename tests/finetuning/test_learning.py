@@ -5,6 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from torchvision.models import ShuffleNet_V2_X0_5_Weights, shufflenet_v2_x0_5
 
 from featlib.config import FinetuneConfig
 from featlib.finetuning import FinetuneResult, finetune
@@ -39,6 +44,23 @@ def test_a_network_of_frames_learns_its_classes(tmp_path: Path, seed: int) -> No
     assert result.test is not None
     assert result.start["top_1"] <= 0.6
     assert result.test["top_1"] >= 0.9
+    plain, wrong = (plain_loss(result, tmp_path / "test", bgr=bgr) for bgr in (False, True))
+    assert result.test["loss"] == pytest.approx(plain, abs=0.02)
+    assert abs(wrong - plain) > 0.1
+
+
+def plain_loss(result: FinetuneResult, folder: Path, *, bgr: bool) -> float:
+    """The loss of the saved weights over a folder, by torchvision alone: its network, its preset, its reader."""
+    network = shufflenet_v2_x0_5(num_classes=2).eval()
+    network.load_state_dict(load_file(f"{result.out}/weights.safetensors"))
+    preset = ShuffleNet_V2_X0_5_Weights.DEFAULT.transforms()
+    paths = sorted(folder.iterdir())
+    pictures = [Image.open(path) for path in paths]
+    if bgr:
+        pictures = [Image.fromarray(np.asarray(picture)[..., ::-1].copy()) for picture in pictures]
+    labels = torch.tensor([("green", "red").index(path.name.partition("-")[0]) for path in paths])
+    with torch.inference_mode():
+        return float(cross_entropy(network(torch.stack([preset(picture) for picture in pictures])), labels))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
