@@ -108,7 +108,7 @@ def _scores_line(scores: Mapping[str, Any]) -> str:
 
 @contextmanager
 def result_folder(out: str) -> Iterator[Path]:
-    """A folder to write into that becomes ``out`` when the block ends well, and goes without a trace when it does not.
+    """A folder to write into that becomes ``out`` when the block ends well, and is removed when it does not.
 
     Raises:
         ConfigError: ``out`` is not local, is there already and not empty, or cannot be written.
