@@ -14,9 +14,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featlib.aggregation import aggregate
-    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig, TrainConfig
+    from featlib.config import AggregateConfig, ExtractConfig, FinetuneConfig, ModelConfig, TrainConfig
     from featlib.errors import ConfigError, FeatlibError, MediaError, StoppedError
     from featlib.extractors.network import Network, own_network
+    from featlib.finetuning import FinetuneResult, finetune
     from featlib.job import Summary, extract
     from featlib.shards.reader import Features, open_features
     from featlib.spec import ClipSampling, FrameSampling, InputSpec, PixelSpec
@@ -29,6 +30,8 @@ _HOMES = {
     "ExtractConfig": "featlib.config",
     "FeatlibError": "featlib.errors",
     "Features": "featlib.shards.reader",
+    "FinetuneConfig": "featlib.config",
+    "FinetuneResult": "featlib.finetuning",
     "FrameSampling": "featlib.spec",
     "InputSpec": "featlib.spec",
     "MediaError": "featlib.errors",
@@ -41,6 +44,7 @@ _HOMES = {
     "TrainSummary": "featlib.training",
     "aggregate": "featlib.aggregation",
     "extract": "featlib.job",
+    "finetune": "featlib.finetuning",
     "open_features": "featlib.shards.reader",
     "own_network": "featlib.extractors.network",
     "train": "featlib.training",
@@ -53,6 +57,8 @@ __all__ = [
     "ExtractConfig",
     "FeatlibError",
     "Features",
+    "FinetuneConfig",
+    "FinetuneResult",
     "FrameSampling",
     "InputSpec",
     "MediaError",
@@ -65,6 +71,7 @@ __all__ = [
     "TrainSummary",
     "aggregate",
     "extract",
+    "finetune",
     "open_features",
     "own_network",
     "train",

@@ -14,6 +14,7 @@ from featlib.train_options import train_options
 
 if TYPE_CHECKING:
     from featlib.config import Config
+    from featlib.finetuning import FinetuneResult
     from featlib.summary import Summary
     from featlib.training import TrainSummary
 
@@ -257,19 +258,21 @@ def aggregate(as_json: bool, **given: Any) -> None:
 Example:
   featlib train --output out --dataset mine --features resnet50 --head lstm --out heads/lstm
   featlib train --output out --dataset mine --features rgb --features flow --head linear --labels labels.csv --out h
+  featlib train videos.csv --backbone resnet18 --unfreeze last:3 --out tuned
 """
 )
 @train_options
 @_store_options
 def train(as_json: bool, **given: Any) -> None:
     """Trains a head on features and labels: a classifier, or an embedding for comparison. `featlib aggregate --head`
-    then writes what it makes of each video."""
-    from featlib.config import TrainConfig
+    then writes what it makes of each video. With --backbone it trains a network itself, on the labelled media in
+    MANIFEST...; `featlib extract --weights` takes the result."""
     from featlib.progress import reporter
-    from featlib.training import train as run
+    from featlib.train_options import trainer
 
     _log_to_stderr()
-    _end_with(run(_configured(TrainConfig, given), reporter=reporter()), as_json)
+    run, config = trainer(given)
+    _end_with(run(_configured(config, given), reporter=reporter()), as_json)
 
 
 def _configured(kind: "type[Config]", given: Mapping[str, Any]) -> "Config":
@@ -281,7 +284,7 @@ def _configured(kind: "type[Config]", given: Mapping[str, Any]) -> "Config":
     return validated(kind, {**file, **flags})
 
 
-def _end_with(summary: "Summary | TrainSummary", as_json: bool) -> NoReturn:
+def _end_with(summary: "Summary | TrainSummary | FinetuneResult", as_json: bool) -> NoReturn:
     """Prints what was done and ends with its exit code."""
     click.echo(json.dumps(summary.to_dict(), indent=2) if as_json else summary.text())
     sys.exit(summary.exit_code)

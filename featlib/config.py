@@ -360,6 +360,64 @@ class TrainConfig(_Frozen):
         return self
 
 
+def _unfreeze(text: str) -> str:
+    if not re.fullmatch(r"all|last:[1-9][0-9]{0,5}", text):
+        raise ValueError("must be all or last:N with N at least 1, like last:1 for the last learned layer alone")
+    return text
+
+
+class FinetuneConfig(_Frozen):
+    """Everything that ``featlib train --backbone`` can be told: a network is trained further on labelled media.
+
+    Args:
+        manifest: As of ``ExtractConfig``; every row has a ``label``, and a ``split`` column is obeyed.
+        backbone: A network of frames or clips.
+        weights: What it starts from, as ``--weights`` of ``featlib extract``.
+        out: Folder to write; it must not be there, or be empty.
+        unfreeze: ``all``, or ``last:N``: the last N learned layers (modules with parameters of their own, in the order
+            in which they run) are trained; the others stay as they are, statistics of batch normalisation included.
+        loss: ``cross_entropy`` gives a classifier with a new last layer; ``contrastive`` and ``triplet`` give an
+            embedding, the unit vector of what goes into the last layer, which itself stays as it is.
+        optimizer: ``adam`` has decoupled weight decay (AdamW; Loshchilov and Hutter, ICLR 2019).
+        momentum: Of ``sgd``.
+        batch_size: Frames or clips in a batch; pairs and triplets are those of a batch.
+        patience: Epochs without a better validation loss after which training ends.
+        validation: Of the videos of each class, when no row's split is ``validation``.
+        frames_per_video: Most frames (clips, for a network of clips) of a video, evenly spread; None: all sampled.
+        flip: Mirror each frame or clip left to right in half of the cases; for classes that have no left and right.
+        max_failed: Share of media, 0 to 1, that may be unusable before training is not begun.
+        cache_mb: Most megabytes of decoded pictures, which lie in the folder for temporary files while it trains.
+    """
+
+    manifest: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    backbone: Annotated[str, Field(min_length=1)]
+    out: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(min_length=1)] = "default"
+    unfreeze: Annotated[str, AfterValidator(_unfreeze)] = "all"
+    loss: Loss = "cross_entropy"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
+    patience: Annotated[int, Field(ge=1)] = 5
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    preprocess: str | None = None
+    frame_sampling: Annotated[str, AfterValidator(_frame_sampling)] | None = None
+    clip_sampling: Annotated[str, AfterValidator(_clip_sampling)] | None = None
+    frames_per_video: Annotated[int, Field(ge=1)] | None = None
+    flip: bool = False
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
+    cache_mb: Annotated[int, Field(ge=1)] = 16_384
+    device: Device = "auto"
+    uri_column: str = "uri"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    anon: bool = False
+
+
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -384,6 +442,20 @@ def read_job_file(path: str, kind: type[BaseModel] = ExtractConfig) -> dict[str,
     """The mapping in a YAML job file, whose keys are the fields of ``kind``.
 
     Raises:
+        ConfigError: As ``job_file``, or a key is not known.
+    """
+    data = job_file(path)
+    unknown = [str(k) for k in data if k not in kind.model_fields]
+    if unknown:
+        known = ", ".join(kind.model_fields)
+        raise ConfigError(f"--config {path}: unknown key {', '.join(unknown)}; known are {known}")
+    return data
+
+
+def job_file(path: str) -> dict[str, Any]:
+    """The mapping in a YAML job file, whatever its keys.
+
+    Raises:
         ConfigError: The file cannot be read, is not YAML, or is not a mapping.
     """
     try:
@@ -394,10 +466,6 @@ def read_job_file(path: str, kind: type[BaseModel] = ExtractConfig) -> dict[str,
         raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path}: must hold a mapping of options, like `dataset: mine`")
-    unknown = [str(k) for k in data if k not in kind.model_fields]
-    if unknown:
-        known = ", ".join(kind.model_fields)
-        raise ConfigError(f"--config {path}: unknown key {', '.join(unknown)}; known are {known}")
     return data
 
 

@@ -163,9 +163,7 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         extractor_version=f"{network.source}/{network.version}",
         channel_axis=_channel_axis(network, loaded, sampling, layer),
         top_k=config.top_k,
-        categories=choose_categories(config.categories, loaded.categories, num_classes, options)
-        if config.top_k
-        else (),
+        categories=_categories(config, loaded, num_classes, options),
     )
 
 
@@ -240,7 +238,7 @@ def _with_flow(reads: InputSpec, config: ModelConfig, options: StoreOptions) -> 
 def _categories(config: ModelConfig, loaded: LoadedWeights, num_classes: int, options: StoreOptions) -> tuple[str, ...]:
     if config.categories is not None and not config.top_k:
         raise ConfigError(f"--categories {config.categories}: names the classes of --top-k, which is not given; add it")
-    return choose_categories(config.categories, loaded.categories, num_classes, options) if config.top_k else ()
+    return choose_categories(config.categories, loaded.categories, num_classes, options)
 
 
 def _channel_axis(network: Network, loaded: LoadedWeights, sampling: Sampling, layer: str) -> int | None:

@@ -1,5 +1,7 @@
 """What metric embeddings learn from: pairs and triplets of vectors of unit length."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -46,3 +48,9 @@ def triplet_loss(vectors: Tensor, labels: Tensor, margin: float = 0.2) -> Tensor
 def _mean(values: Tensor) -> Tensor:
     """The mean; 0 of nothing, with a gradient."""
     return values.sum() / max(1, values.numel())
+
+
+PAIR_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "contrastive": contrastive_loss,
+    "triplet": triplet_loss,
+}

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featlib.config import Loss
-from featlib.heads.losses import contrastive_loss, triplet_loss
+from featlib.heads.losses import PAIR_LOSSES
 from featlib.heads.modules import Classifier
 
 Floats = npt.NDArray[np.float32]
 
 _PAIRED = 256  # videos whose triplets are weighed together; memory grows with its third power
-_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"contrastive": contrastive_loss, "triplet": triplet_loss}
 
 
 @dataclass(frozen=True)
@@ -98,16 +97,28 @@ def fit(model: nn.Module, train: Videos, validation: Videos, settings: TrainSett
         raise ValueError(f"{len(train)} videos to train on and {len(validation)} to validate on; both need some")
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    done, best_state = Fit(), copy.deepcopy(model.state_dict())
+
+    def epoch() -> Epoch:
+        train_loss = _epoch(model, train, settings, optimizer, generator)
+        return Epoch(train_loss, _loss_of(model, validation, settings))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        for number in range(settings.epochs):
-            train_loss = _epoch(model, train, settings, optimizer, generator)
-            done.curve.append(Epoch(train_loss, _loss_of(model, validation, settings)))
-            if done.curve[number].validation_loss < done.curve[done.best].validation_loss or number == 0:
-                done.best, best_state = number, copy.deepcopy(model.state_dict())
-            if number - done.best >= settings.patience:
-                break
+        return until_no_better(model, epoch, epochs=settings.epochs, patience=settings.patience)
+
+
+def until_no_better(model: nn.Module, epoch: Callable[[], Epoch], *, epochs: int, patience: int) -> Fit:
+    """Calls ``epoch``, which changes ``model``, at most ``epochs`` times, and leaves the weights of the best one.
+
+    It ends when the validation loss has not become better for ``patience`` epochs.
+    """
+    done, best_state = Fit(), copy.deepcopy(model.state_dict())
+    for number in range(epochs):
+        done.curve.append(epoch())
+        if done.curve[number].validation_loss < done.curve[done.best].validation_loss or number == 0:
+            done.best, best_state = number, copy.deepcopy(model.state_dict())
+        if number - done.best >= patience:
+            break
     model.load_state_dict(best_state)
     model.eval()
     return done
@@ -148,7 +159,7 @@ def _loss(model: nn.Module, videos: Videos, rows: npt.NDArray[np.int64], loss: L
     labels = torch.from_numpy(videos.labels[rows])
     if loss == "cross_entropy":
         return functional.cross_entropy(model(x, lengths), labels)
-    return _PAIRS[loss](model(x, lengths).vector, labels)
+    return PAIR_LOSSES[loss](model(x, lengths).vector, labels)
 
 
 def _batches(rows: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:

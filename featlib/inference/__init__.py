@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 
 from featlib.extractors.resolve import ResolvedModel
-from featlib.inference.engine import Engine, default_batch_size
+from featlib.inference.engine import Engine, default_batch_size, exact_arithmetic, in_best_format
+from featlib.inference.inputs import Normalisation
 from featlib.inference.regions import RegionEngine
 
-__all__ = ["Engine", "RegionEngine", "default_batch_size", "open_engine"]
+__all__ = [
+    "Engine",
+    "Normalisation",
+    "RegionEngine",
+    "default_batch_size",
+    "exact_arithmetic",
+    "in_best_format",
+    "open_engine",
+]
 
 
 def open_engine(models: Sequence[ResolvedModel], payload: bytes, *, device: str, threads: int) -> Engine | RegionEngine:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from featlib.manifest.listing import ending_of
 from featlib.manifest.rows import RawRows, Source, absolute_uri, texts
@@ -10,6 +10,27 @@ from featlib.manifest.tables import TABLE_READERS, read_table
 from featlib.storage import StoreOptions, check_url, folder_of
 
 _LISTS = (".txt", ".lst")  # hold URIs alone
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_SPELLINGS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def split_named(text: str) -> Split:
+    """The part of a training that ``text`` names, in one of its common spellings.
+
+    Raises:
+        ValueError: It names none.
+    """
+    known = _SPELLINGS.get(text.strip().lower())
+    if known is None:
+        raise ValueError(f"split {text!r} is not known; use train, val or test")
+    return known
 
 
 @dataclass(frozen=True)

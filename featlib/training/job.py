@@ -12,25 +12,17 @@ import featlib
 from featlib.aggregation.sources import Source, open_sources
 from featlib.config import POOLED_HEADS, TrainConfig
 from featlib.errors import ConfigError
+from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json
 from featlib.heads.pooling import Floats
 from featlib.heads.saved import HEAD_FILE, HeadSpec, Stream, build, from_bytes, to_bytes
 from featlib.heads.training import Fit, TrainSettings, Videos, fit
 from featlib.layout import Keys
-from featlib.manifest.labels import read_labels
+from featlib.manifest.labels import Split, read_labels
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import Store, StoreOptions, redact, write_file
-from featlib.training.labels import Labelled, Split, check_classes, labels_of_file, labels_of_manifest, split_media
+from featlib.training.labels import Labelled, check_classes, labels_of_file, labels_of_manifest, split_media
 from featlib.training.media import Media, check_memory, read_features, read_media
-from featlib.training.report import (
-    NO_PICTURE,
-    Evaluation,
-    TrainSummary,
-    confusion_csv,
-    curve_csv,
-    curve_png,
-    evaluate,
-    metrics_json,
-)
+from featlib.training.report import Evaluation, TrainSummary, confusion_csv, evaluate
 
 Parts = Mapping[Split, Sequence[Labelled]]
 
@@ -143,10 +135,10 @@ def _trained(
     where = f"{redact(config.out).rstrip('/')}/{HEAD_FILE}"
     summary = TrainSummary(title, where, head.sha256, classes, done, evaluations, tuple(notes))
     return summary, {
-        "curve.csv": curve_csv(done.curve),
+        "curve.csv": curve_csv(done),
         "curve.png": picture,
         "confusion.csv": confusion_csv(evaluations, classes),
-        "metrics.json": metrics_json(summary),
+        "metrics.json": metrics_json(summary.to_dict()),
         HEAD_FILE: data,
     }
 

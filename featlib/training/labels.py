@@ -3,22 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
 from featlib.errors import ConfigError
-from featlib.manifest.labels import LabelRow
+from featlib.manifest.labels import SPLITS, LabelRow, Split, split_named
 from featlib.training.media import Media
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-_SPELLINGS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 @dataclass(frozen=True)
@@ -92,10 +82,10 @@ def split_media(
 
 
 def _split(mine: Labelled) -> Split:
-    known = _SPELLINGS.get(str(mine.split).strip().lower())
-    if known is None:
-        raise ConfigError(f"split: {mine.split!r} of media {mine.media_id} is not known; use train, val or test")
-    return known
+    try:
+        return split_named(str(mine.split))
+    except ValueError as error:
+        raise ConfigError(f"media {mine.media_id}: {error}") from None
 
 
 def _held_out(

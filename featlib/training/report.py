@@ -1,8 +1,5 @@
 """What is said of a trained head: its figures by split, as a table, as files and as a picture."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from featlib.heads.figures import table_csv
 from featlib.heads.metrics import confusion, mean_average_precision, neighbour_agreement, recall_at_1, top_k
 from featlib.heads.modules import Classifier
-from featlib.heads.training import Epoch, Fit, Videos, probabilities, vectors
-
-NO_PICTURE = "curve.png was left out: matplotlib is not there; pip install 'featlib[train]' brings it"
+from featlib.heads.training import Fit, Videos, probabilities, vectors
 
 _SHOWN_CLASSES = 20  # a larger confusion matrix is only written
 _HEADINGS = {
@@ -148,17 +144,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"    {'  '.join(line)}".rstrip() for line in cells]
 
 
-def metrics_json(summary: TrainSummary) -> bytes:
-    """The figures as JSON."""
-    return (json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def curve_csv(curve: Sequence[Epoch]) -> bytes:
-    """The learning curve: epoch, training loss, validation loss."""
-    rows = [[number, e.train_loss, e.validation_loss] for number, e in enumerate(curve, start=1)]
-    return _csv([["epoch", "train_loss", "validation_loss"], *rows])
-
-
 def confusion_csv(evaluations: Mapping[str, Evaluation], classes: Sequence[str]) -> bytes | None:
     """The confusion matrix of each split, a row a label, a column a prediction; None of embeddings."""
     rows = [
@@ -167,29 +152,4 @@ def confusion_csv(evaluations: Mapping[str, Evaluation], classes: Sequence[str])
         if e.confusion is not None
         for label, row in zip(classes, e.confusion.tolist(), strict=True)
     ]
-    return _csv([["split", "label", *classes], *rows]) if rows else None
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-def curve_png(fit: Fit, title: str) -> bytes | None:
-    """The learning curve as a picture; None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = range(1, len(fit.curve) + 1)
-    axes.plot(epochs, [e.train_loss for e in fit.curve], label="training")
-    axes.plot(epochs, [e.validation_loss for e in fit.curve], label="validation")
-    axes.axvline(fit.best + 1, color="grey", linestyle=":", label=f"kept: epoch {fit.best + 1}")
-    axes.set(xlabel="epoch", ylabel="loss", title=title.replace("$", r"\$"))
-    axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return table_csv([["split", "label", *classes], *rows]) if rows else None

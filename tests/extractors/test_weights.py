@@ -265,3 +265,50 @@ def test_real_weights_know_what_they_see(weights_folder: Path) -> None:
     model = resolved("squeezenet1_1", weights_folder / "squeezenet1_1-imagenet.pth")
     assert model.num_classes == 1000
     assert model.input == SQUEEZENET.default_pretrained.input
+
+
+def with_metadata(path: Path, text: str) -> Path:
+    torch.manual_seed(0)
+    path.write_bytes(safetensors.torch.save(squeezenet1_1(num_classes=2).state_dict(), metadata={"featlib": text}))
+    return path
+
+
+def test_class_names_and_preprocessing_come_from_the_files_metadata(tmp_path: Path) -> None:
+    text = '{"network": "squeezenet1_1", "classes": ["dog", "cat"], "preprocess": "ResNet50_Weights.IMAGENET1K_V2"}'
+    path = with_metadata(tmp_path / "w.safetensors", text)
+    model = resolved("squeezenet1_1", path)
+    assert model.categories == ("dog", "cat")
+    assert model.input.pixels.resize == (232,)
+    assert resolved("squeezenet1_1", path, preprocess="IMAGENET1K_V1").input.pixels.resize == (256,)
+    assert model.semantics() == replace(model, categories=()).semantics()
+
+
+def test_class_names_of_published_weights_are_the_publishers() -> None:
+    published = SQUEEZENET.default_pretrained.categories
+    assert len(published) == 1000
+    assert published[:2] == ("tench", "goldfish")
+    assert resolved("squeezenet1_1", "random:0").categories == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "its metadata under 'featlib' must be JSON with network, classes"),
+        ('{"network": "squeezenet1_1"}', "its metadata under 'featlib' must be JSON with network, classes"),
+        ('{"network": "n", "classes": [1, 2], "preprocess": "p"}', "its metadata under 'featlib' must be JSON"),
+        ("[]", "its metadata under 'featlib' must be JSON"),
+        (
+            '{"network": "squeezenet1_1", "classes": ["a"], "preprocess": "SqueezeNet1_1_Weights.IMAGENET1K_V1"}',
+            "name 1 classes, but have 2 outputs",
+        ),
+        (
+            '{"network": "squeezenet1_1", "classes": [], "preprocess": "R3D_18_Weights.KINETICS400_V1"}',
+            "were trained with the preprocessing R3D_18_Weights.KINETICS400_V1, which squeezenet1_1 cannot have",
+        ),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved("squeezenet1_1", with_metadata(tmp_path / "w.safetensors", text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
