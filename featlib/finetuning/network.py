@@ -114,6 +114,13 @@ class Trainee:
             self.network.eval()
 
 
+class _OneLayer(layers.Cut):
+    """A network cut at one layer, whose output is that value alone."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
 def plan_for(resolved: ResolvedModel, unfreeze: str, *, trains_last: bool) -> Plan:
     """The plan for a model, made without its weights.
 
@@ -159,7 +166,7 @@ def start(resolved: ResolvedModel, payload: bytes, plan: Plan, *, num_classes: i
     module.eval()
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in plan.parameters)
-    output = layers.cut(module, "logits" if plan.trains_last else "penultimate", resolved.last_layer)
+    output = _OneLayer(module, ["logits" if plan.trains_last else "penultimate"], resolved.last_layer)
     return Trainee(module, output.eval(), plan, settings)
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from featlib.errors import ConfigError, FeatlibError, StoppedError
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import resolve
 from featlib.extractors.weights import payload
-from featlib.finetuning import FinetuneResult, finetune, report
+from featlib.finetuning import FinetuneResult, finetune, job
 from featlib.progress import SilentReporter
 from featlib.storage import StoreOptions
 from tests.finetuning.make import moving_bar, write_manifest, write_pictures, write_video
@@ -209,10 +210,14 @@ def test_a_folder_that_is_there_already_is_not_touched(tmp_path: Path, rows: lis
 
 
 def test_no_picture_of_the_curve_without_matplotlib(
-    tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
-    assert "the learning curve needs matplotlib" in refused(tmp_path, rows)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with caplog.at_level("WARNING"):
+        run(tmp_path, rows)
+    assert "matplotlib is not there; pip install 'featlib[train]' brings it" in caplog.text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"weights.safetensors", "metrics.json", "curve.csv", "confusion.csv"}
 
 
 def test_nothing_is_written_when_training_breaks_off(
@@ -221,7 +226,7 @@ def test_nothing_is_written_when_training_breaks_off(
     def fails(*args: object) -> bytes:
         raise StoppedError("no ink")
 
-    monkeypatch.setattr(report, "curve_png", fails)
+    monkeypatch.setattr(job, "curve_png", fails)
     assert "no ink" in refused(tmp_path, rows)
 
 

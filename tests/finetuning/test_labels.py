@@ -38,7 +38,7 @@ def test_rows_become_labelled_items(tmp_path: Path) -> None:
         (rows("a", "", "b"), "row 2: label is empty; every row needs the name of its class"),
         (rows("a", " ", "b"), "row 2: label is empty"),
         (rows("a", "a"), "the only label is 'a'; to tell classes apart, two are needed"),
-        (rows("a", "b", split="trian"), "row 1: split 'trian' is not one of train, training, val, valid, validation"),
+        (rows("a", "b", split="trian"), "row 1: split 'trian' is not known; use train, val or test"),
     ],
 )
 def test_refused_manifests(tmp_path: Path, given: list[dict[str, str]], message: str) -> None:

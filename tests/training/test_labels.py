@@ -127,7 +127,7 @@ TWICE = [{"media_id": "v00", "label": "lo"}, {"media_id": "v00", "label": "hi"}]
     [
         (Manifest(), {}, r"label: the manifest has none for the 24 media of model=a; give a file"),
         (Manifest(dict.fromkeys(IDS, "x")), {}, r"train has one class \('x'\)"),
-        (Manifest(CLASSES, {**PARTS, "v03": "holdout"}), {}, "split: 'holdout' of media v03 is not known; use train"),
+        (Manifest(CLASSES, {**PARTS, "v03": "holdout"}), {}, "media v03: split 'holdout' is not known; use train"),
         (Manifest(CLASSES, {"v03": "train"}), {}, r"media v03 has 'train', media v\d\d has none"),
         (Manifest(CLASSES, dict.fromkeys(IDS, "val")), {}, "split: no media for train"),
         (Manifest({i: i for i in IDS}), {}, "split: no media for val"),
