@@ -67,7 +67,7 @@ def test_the_folder_and_its_numbers(result: FinetuneResult) -> None:
     assert result.media == {"train": 12, "val": 6}
     assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(result.to_dict()))
     lines = list(csv.reader((out / "confusion.csv").open()))
-    assert lines[0] == ["true \\ predicted", "blue", "green", "red"]
+    assert lines[0] == ["label", "blue", "green", "red"]
     table = np.array([line[1:] for line in lines[1:]], int)
     assert table.sum(1).tolist() == [2, 2, 2]
     assert table.trace() / 6 == result.validation["top_1"]
