@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -86,9 +87,22 @@ def probe(network: Network, settings: Settings, shape: Shape, layer: str) -> Pro
     Raises:
         ConfigError: The network does not take this size, has no such layer, or the layer's value has no batch.
     """
+    return _probe(network, settings, shape, layer, nullcontext())
+
+
+def probe_and_count(network: Network, settings: Settings, shape: Shape, layer: str) -> tuple[Probe, int]:
+    """As ``probe``, and the floating-point operations for one input; a multiply-add counts as two."""
+    counter = FlopCounterMode(display=False)
+    return _probe(network, settings, shape, layer, counter), int(counter.get_total_flops())
+
+
+def _probe(
+    network: Network, settings: Settings, shape: Shape, layer: str, first_run: AbstractContextManager[object]
+) -> Probe:
     module = skeleton(network, settings).to("meta")
     try:
-        last_layer = layers.last_learned_layer(module, _batch(1, shape))
+        with first_run:
+            last_layer = layers.last_learned_layer(module, _batch(1, shape))
     except ConfigError:
         raise
     except Exception as error:  # a user's network may raise anything
@@ -169,15 +183,6 @@ def _runs(network: Network, settings: Settings, shape: Shape) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def count_flops(network: Network, settings: Settings, shape: Shape) -> int:
-    """Floating-point operations for one input; a multiply-add counts as two."""
-    # The counter hooks into the gradients of what modules read, which fails for a parameter in inference mode.
-    module = skeleton(network, settings).to("meta").requires_grad_(False)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module(_batch(1, shape))
-    return int(counter.get_total_flops())
 
 
 def _batch(size: int, shape: Shape) -> Tensor:

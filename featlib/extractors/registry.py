@@ -214,7 +214,8 @@ def _describe(found: Network) -> Description:
     reads = found.default_pretrained.input
     settings = found.settings(probe.side(reads), True)
     frames = 1 if isinstance(found.sampling, FrameSampling) else found.sampling.frames
-    shapes = probe.probe(found, settings, probe.input_shape(reads, frames), found.node(found.layer))
+    shape = probe.input_shape(reads, frames)
+    shapes, flops = probe.probe_and_count(found, settings, shape, found.node(found.layer))
     return Description(
         name=found.name,
         family=found.family,
@@ -224,7 +225,7 @@ def _describe(found: Network) -> Description:
         layer=found.layer,
         feature_shape=shapes.feature_shape,
         parameters=shapes.parameters,
-        flops=probe.count_flops(found, settings, probe.input_shape(reads, frames)),
+        flops=flops,
         weights=tuple(p.name for p in found.pretrained),
         default_weights=found.default,
         source=found.source,
