@@ -1,6 +1,6 @@
 """What passes between workers as arrays: frames of one or several sizes, optical flow, what a network made of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +97,15 @@ class Extracted:
     def nothing(cls, shape: tuple[int, ...]) -> "Extracted":
         """Of a unit without clips."""
         return cls(np.empty((0, int(np.prod(shape))), np.float32), shape)
+
+    def parts(self, most_values: int) -> "Iterator[Extracted]":
+        """The rows in parts of at most so many values each, at least one row."""
+        step = max(1, most_values // max(1, self.features.shape[1]))
+        for start in range(0, len(self.features), step):
+            rows = slice(start, start + step)
+            beside = {name: column.slice(start, step) for name, column in self.beside.items()}
+            clips = None if self.clips is None else self.clips[rows]
+            yield Extracted(self.features[rows], self.shape, self.errors, clips, beside)
 
     def sound(self, num_clips: int) -> "Extracted":
         """The rows of clips on which the network did not fail, each with its clip."""

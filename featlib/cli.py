@@ -211,7 +211,8 @@ def _fits(model: Mapping[str, Any], name: str, *, alone: bool) -> bool:
         return True
     from featlib.extractors import registry
 
-    return registry.network(str(model["network"])).takes(name)
+    # A model without a network is refused when the job is validated.
+    return "network" not in model or registry.network(str(model["network"])).takes(name)
 
 
 @cli.command(

@@ -146,8 +146,10 @@ def _by_layer(model: Any) -> list[Any]:
         return [model]
     layers = values.get("layer")
     names = layers.split(",") if isinstance(layers, str) else layers
-    if not isinstance(names, list | tuple) or len(names) < 2:
+    if not isinstance(names, list | tuple):
         return [model]
+    if len(names) == 1:
+        return [{**values, "layer": names[0]}]
     label = values.get("label") or default_label(str(values.get("network")))
     return [{**values, "label": f"{label}.{name}", "layer": name} for name in names]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from featlib.arrays import Floats, Flow, Ints, Stretches, UInt8
 from featlib.flow.build import open_estimator
-from featlib.flow.estimate import FAILURES, FlowEstimator
+from featlib.flow.estimate import FlowEstimator
 from featlib.spec import FlowSpec
 from featlib.unit import clips_of, frame_index, frames_of, json_column, with_flow, with_stats, without
 
@@ -50,8 +50,17 @@ class FlowWorker:
             started = time.perf_counter()
             pairs = neighbours([frame_index(clips_of(row, label)) for label in labels])
             frames = frames_of(row, kind.pixels.key) or Stretches(())
-            row = with_flow(row, kind.key, computed(frames, pairs, kind.crop, self._estimators[kind]))
-            stats[f"flow_s.{kind.method.source}"] = time.perf_counter() - started
+            try:
+                flow = computed(frames, pairs, kind.crop, self._estimators[kind])
+            except Exception as error:
+                if not _is_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:160]
+                stats["fatal"] = f"--flow {kind.method.source}: the device has too little memory ({reason}); use dis"
+                flow = Flow(np.empty((0, 2), np.int64), np.empty((0, *kind.crop, 2), np.float32), reason)
+            row = with_flow(row, kind.key, flow)
+            name = f"flow_s.{kind.method.source}"
+            stats[name] = stats.get(name, 0.0) + time.perf_counter() - started
         return without(with_stats(row, stats), self._spec.drop)
 
 
@@ -88,12 +97,19 @@ def _whole_or_each(
     """Flow of all pairs; when the method fails, of each pair that goes through alone, or the reason."""
     try:
         yield pairs, estimator.flows(frames, pairs - first)
-    except FAILURES as error:
+    except Exception as error:  # each becomes the reason of its pair
+        if _is_memory(error):
+            raise
         if len(pairs) == 1:
             yield pairs, " ".join(str(error).split())[:200]
             return
         for pair in pairs:
             yield from _whole_or_each(frames, pair[None], first, estimator)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether no pair is to blame; torch's error is told by its name, for OpenCV's methods never load torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 
 def _centre(values: Floats, crop: tuple[int, int]) -> Floats:

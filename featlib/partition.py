@@ -17,7 +17,7 @@ from featlib.storage import Store, redact
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
 
-_PACKAGES = ("torch", "torchvision", "av", "pyarrow", "ray")
+_PACKAGES = ("torch", "torchvision", "av", "pyarrow", "ray", "opencv-contrib-python-headless", "timm")
 
 
 def provenance(dataset: str, model: "ResolvedModel") -> Provenance:

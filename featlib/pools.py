@@ -123,6 +123,7 @@ def plan_pools(
     scale = _scale(machine, wanted, _others(decode, flow_pool), sum(workers))
     shared = flow_pool is not None and flow_pool.num_gpus > 0 and machine.gpus < sum(workers) + flow_pool.workers
     gpus_each = 0.0 if device == "cpu" else 0.5 if shared else 1.0
+    _check_gpus(machine, flow_pool, sum(workers), gpus_each)
     pools = tuple(
         ExtractPool(labels, n, device, threads, _round(cpus_each * scale), gpus_each)
         for labels, n in zip(groups, workers, strict=True)
@@ -131,6 +132,15 @@ def plan_pools(
         gpus = 0.0 if not flow_pool.num_gpus else 0.5 if shared else 1.0
         flow_pool = replace(flow_pool, num_cpus=_round(flow_pool.num_cpus * scale), num_gpus=gpus)
     return Pools(decode, _round(scale), pools, wanted * scale + TASKS_CPUS, flow_pool)
+
+
+def _check_gpus(machine: Machine, flow: FlowPool | None, extract: int, gpus_each: float) -> None:
+    wanted = 0.0 if flow is None or not flow.num_gpus else (extract + flow.workers) * gpus_each
+    if wanted > machine.gpus:
+        raise ConfigError(
+            f"flow_workers ({flow.workers if flow else 0}) and extract_workers ({extract}) want {wanted:g} GPUs; "
+            f"the Ray cluster has {machine.gpus}; lower flow_workers"
+        )
 
 
 def _others(decode: int, flow: FlowPool | None) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from featlib.inference import Engine, RegionEngine
     from featlib.media import Limits
 
+_MOST_VALUES = 1 << 28  # in one table; an Arrow list counts its values in 31 bits
 MAX_ATTEMPTS = 3
 """Tries of an item within one run, after which what went wrong is its outcome."""
 
@@ -174,11 +175,12 @@ def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table
         flow = None if spec is None else flow_of(row, spec.key)
         try:
             for model, extracted in zip(engine.models, engine.run(frames, frame_idx, flow), strict=True):
-                made[model.label] = extracted
+                if model in wanted:
+                    made[model.label] = extracted
         except OutOfMemoryError as error:
             reason = " ".join(str(error).split())[:160]
             label = wanted[0].label
-            fatal = f"{label}: the device has too little memory ({reason}); lower --batch-size {label}=N"
+            fatal = f"{label}: the device has too little memory ({reason}); lower its --batch-size"
     for label, extracted in made.items():
         row = with_features(row, label, extracted)
     return row, fatal
@@ -223,11 +225,9 @@ class StageWorker:
             extracted = features_of(row, label).sound(len(clips))
             items = clips.field("item").to_numpy(zero_copy_only=False)
             reports = [_with_rows(r, label, items == i, extracted) for i, r in enumerate(reports)]
-            if len(extracted.features):
-                rows = clips.take(pa.array(extracted.clips))
-                tables.append(
-                    feature_rows(label, ids, uris, rows, extracted.features, extracted.shape, extracted.beside)
-                )
+            for part in extracted.parts(_MOST_VALUES):
+                rows = clips.take(pa.array(part.clips))
+                tables.append(feature_rows(label, ids, uris, rows, part.features, part.shape, part.beside))
         return reports, tables
 
 

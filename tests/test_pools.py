@@ -56,6 +56,19 @@ def test_four_gpus_are_shared_by_two_pools() -> None:
     assert [p.workers for p in odd.extract] == [2, 1]
 
 
+def test_flow_of_a_network_shares_the_gpus_and_what_cannot_fit_is_refused() -> None:
+    one = plan_pools(Machine(16, 16.0, 1), Sizes(), BOTH, "network")
+    assert one.flow is not None
+    assert (one.flow.workers, one.flow.num_gpus, one.extract[0].num_gpus) == (1, 0.5, 0.5)
+    with pytest.raises(ConfigError, match=r"flow_workers \(8\) and extract_workers \(1\) want 4.5 GPUs.*has 1"):
+        plan_pools(Machine(16, 16.0, 1), Sizes(flow_workers=8), BOTH, "network")
+    on_cpus = plan_pools(Machine(16, 16.0, 1), Sizes(flow_workers=8), BOTH, "opencv")
+    assert on_cpus.flow is not None
+    assert (on_cpus.flow.device, on_cpus.flow.num_gpus, on_cpus.extract[0].num_gpus) == ("cpu", 0.0, 1.0)
+    assert "8 flow on cpu" in str(on_cpus)
+    assert plan_pools(Machine(2), Sizes(), BOTH).flow is None
+
+
 def test_gpus_may_be_left_alone() -> None:
     assert _plan(8, FRAME, cpus=8.0, gpus=2, device="cpu").extract[0].device == "cpu"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torchvision.models import resnet18
 from torchvision.transforms.functional import normalize, resize
@@ -99,6 +100,22 @@ def test_a_frame_on_which_the_detector_fails_costs_itself_alone(detector: Resolv
     assert (len(nothing.features), nothing.errors) == (0, {0: "ValueError: no such frame"})
 
 
+def test_weights_that_are_no_numbers_are_refused_and_values_that_are_none_cost_the_frame(
+    detector: ResolvedModel, tmp_path: Path
+) -> None:
+    state = safetensors.torch.load(payload(detector, OPTIONS))
+    key = "backbone.body.0.0.weight"
+    state[key][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(ConfigError, match=rf"depends on {key}, which holds NaN"):
+        model(SMALL, weights=str(tmp_path / "nan.pth"))
+    engine = RegionEngine([detector], payload(detector, OPTIONS))
+    engine._detector.network.get_parameter(key)[0] = float("inf")
+    (made,) = engine.run(frames(), np.array([[0]]))
+    assert len(made.features) == 0
+    assert "NaN or infinite" in made.errors[0]
+
+
 def test_detectors_without_a_box_head_have_rows_without_features() -> None:
     single = model("ssdlite320_mobilenet_v3_large")
     assert (single.feature_shape, single.layer) == ((), "none")
@@ -136,6 +153,9 @@ def test_labels_have_names_when_they_are_known(tmp_path: Path) -> None:
         ({"network": SMALL, "regions": "best:3"}, "use top:K or fixed:K"),
         ({"network": SMALL, "layer": "logits"}, f"is a detector.*use crop:{SMALL}"),
         ({"network": SMALL, "top_k": 5}, "is a detector"),
+        ({"network": SMALL, "flow": "dis"}, "reads whole frames; leave it out"),
+        ({"network": CROP, "fusion": "mean"}, "reads whole frames; leave it out"),
+        ({"network": CROP, "layer": "layer1", "regions": "top:100"}, "64x56x56 for 100 boxes are 77 MB a frame"),
         ({"network": SMALL, "clip_sampling": "frames=4"}, "reads frames; use --frame-sampling"),
         ({"network": CROP, "top_k": 5}, "the detector's labels"),
         ({"network": CROP, "weights": "w.pth"}, "weights of the detector and of the network"),

@@ -132,6 +132,15 @@ def test_several_rows_a_clip_keep_what_stands_beside_them() -> None:
     assert back.sound(3).beside["score"].to_pylist() == [0.5, 0.25]
 
 
+def test_rows_come_in_parts_that_an_arrow_list_can_hold() -> None:
+    made = Extracted(np.arange(14, dtype=np.float32).reshape(7, 2), (2,)).sound(7)
+    parts = list(made.parts(5))
+    assert [len(p.features) for p in parts] == [2, 2, 2, 1]
+    assert np.array_equal(np.concatenate([p.features for p in parts]), made.features)
+    assert np.concatenate([p.clips for p in parts if p.clips is not None]).tolist() == list(range(7))
+    assert [len(p.features) for p in made.parts(1)] == [1] * 7
+
+
 def test_frames_of_other_sizes_stand_in_stretches() -> None:
     builder = UnitBuilder(0, 0, {"boxes": "native"})
     for i, (count, height, width) in enumerate([(2, 4, 6), (1, 4, 6), (3, 5, 2)]):

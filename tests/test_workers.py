@@ -186,6 +186,23 @@ def test_a_unit_of_failures_goes_through_the_extractor(folder: Path, model: Reso
     assert features_of(row, "cnn").features.shape == (0, 512)
 
 
+def test_a_unit_may_want_fewer_of_the_models_that_share_a_forward(folder: Path, tmp_path: Path) -> None:
+    """As when a label is added to a job that had run: the others have their rows already."""
+    common = {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "every:10", "top_k": 2}
+    models = tuple(resolve(ModelConfig(label=label, layer=layer, **common), OPTIONS)
+                   for label, layer in (("old", "logits"), ("new", "penultimate")))  # fmt: skip
+    payloads = {m.label: payload(m, OPTIONS) for m in models}
+    decode = DecodeWorker(tuple(m.want for m in models), Limits(), OPTIONS)
+    decode._process = _InProcess(Limits())  # type: ignore[assignment]
+    row = ExtractWorker(ExtractSpec(models, "cpu", 1, ()), payloads)(decode(_row(folder, "b.mp4", labels=("new",))))
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"old": "1", "new": "2"})(row)
+    assert json.loads(result["finished"][0].as_py()) == [["b", 0, 1, {"new": ["ok", None, 2]}]]
+    table = read_piece(Store(str(tmp_path)), list_pieces(Store(str(tmp_path)), KEYS)[4][0].key)
+    assert table is not None
+    assert table["model"].to_pylist() == ["new", "new"]
+    assert [len(row) for row in table["labels"].to_pylist()] == [2, 2]
+
+
 def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, folder: Path, tmp_path: Path) -> None:
     row = decode(_row(folder, "a.mp4", "b.mp4", labels=("cnn",)))
     values = np.ones((6, 2), np.float32)

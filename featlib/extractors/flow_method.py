@@ -10,7 +10,7 @@ from featlib.spec import FlowMethod, FlowSpec
 from featlib.storage import StoreOptions
 
 DEFAULT_SOURCE = "tvl1"
-"""What two-stream networks and I3D were trained on."""
+"""What Temporal Segment Networks and I3D were trained on; the first two-stream networks on Brox's, only for CUDA."""
 
 # Weights of flow networks by hash, read once, shared by models with the same flow.
 _PAYLOADS: dict[str, bytes] = {}

@@ -16,10 +16,11 @@ from featlib.spec import ClipSampling, FlowInput, InputSpec, PixelSpec
 _BACKBONES = ("alexnet", "resnet18", "resnet50", "resnet101", "vgg16")
 _FLOWS = 10
 
-# Flow of neighbouring frames at 25 a second with their short side at 256; clipped, brought to [-1, 1], not rounded.
+# Flow of neighbouring frames at 25 a second with their short side at 256; clipped, brought to [-1, 1], not rounded. The
+# frames are resized as those of the two-stream networks, so that all of them share one computation of flow.
 _I3D_FLOW = InputSpec(
     "clip",
-    PixelSpec(resize=(256,), crop=None, antialias=False),
+    PixelSpec(resize=(256,), crop=None),
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     flow=FlowInput(with_rgb=False),

@@ -1,6 +1,6 @@
 """A network cut at the layer whose values are the features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from featlib.errors import ConfigError
 from featlib.extractors.light_torchvision import feature_extraction
 from featlib.extractors.registry import near
 
+_END = "end"
 NAMED_LAYERS = ("penultimate", "logits", "probabilities")
 _LEARNED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -23,45 +24,75 @@ class Cut(nn.Module):
     def __init__(self, network: nn.Module, layers: Sequence[str], last_layer: str) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        self._input: Tensor | None = None
+        self._pooled: Tensor | None = None
         self._channels_first = not isinstance(network.get_submodule(last_layer), nn.Linear)
         nodes = [layer for layer in self.layers if layer not in NAMED_LAYERS]
-        self._end = ""
-        if nodes:
-            if len(nodes) < len(self.layers):
-                self._end = _graph_nodes(network)[-1]
-                nodes.append(self._end)
-            wanted = {node: node for node in nodes}
-            network = feature_extraction.create_feature_extractor(network, wanted, suppress_diff_warning=True)
-        self.network = network
+        self._nodes = {node: node for node in nodes}
+        if nodes and len(nodes) < len(self.layers):
+            network, last_layer = _Whole(network), f"network.{last_layer}"
+            self._nodes = {node: f"network.{node}" for node in nodes} | {_END: _END}
+        self.network = _extractor(network, list(self._nodes.values())) if nodes else network
         if "penultimate" in self.layers:
-            network.get_submodule(last_layer).register_forward_pre_hook(self._keep)
+            self.network.get_submodule(last_layer).register_forward_pre_hook(self._keep, with_kwargs=True)
 
-    def _keep(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._input = args[0]
+    def _keep(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        """Pools at once: what comes later may write into the tensor."""
+        features = (args[0] if args else next(iter(kwargs.values()))).float()
+        if features.ndim > 2:
+            others = range(2, features.ndim) if self._channels_first else range(1, features.ndim - 1)
+            features = features.mean(dim=tuple(others))
+        self._pooled = features.clone()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         out = self.network(x)
-        values: dict[str, Tensor] = out if isinstance(out, dict) else {self._end: out}
-        kept, self._input = self._input, None
-        return tuple(self._value(layer, values, kept) for layer in self.layers)
+        values = {name: out[node] for name, node in self._nodes.items()} if self._nodes else {_END: out}
+        pooled, self._pooled = self._pooled, None
+        return tuple(self._value(layer, values, pooled) for layer in self.layers)
 
-    def _value(self, layer: str, values: dict[str, Tensor], kept: Tensor | None) -> Tensor:
+    def _value(self, layer: str, values: Mapping[str, Tensor], pooled: Tensor | None) -> Tensor:
         if layer == "penultimate":
-            return self._pooled(kept)
+            if pooled is None:
+                raise RuntimeError("the last learned layer was not reached in this forward pass")
+            return pooled
         if layer not in NAMED_LAYERS:
             return values[layer].float()
-        logits = values[self._end].float()
+        logits = values[_END].float()
         return logits.softmax(dim=1) if layer == "probabilities" else logits
 
-    def _pooled(self, kept: Tensor | None) -> Tensor:
-        if kept is None:
-            raise RuntimeError("the last learned layer was not reached in this forward pass")
-        features = kept.float()
-        if features.ndim == 2:
-            return features
-        others = range(2, features.ndim) if self._channels_first else range(1, features.ndim - 1)
-        return features.mean(dim=tuple(others))
+
+class _Whole(nn.Module):
+    """A network whose output has a name in the graph."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.end = nn.Identity()
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.end(self.network(x))
+        return out
+
+
+def _extractor(network: nn.Module, nodes: Sequence[str]) -> nn.Module:
+    """``network`` as a module that gives a dictionary of the values of ``nodes``.
+
+    Where there are several, each is copied as soon as it is there: layers behind it may write into it (an in-place
+    ReLU does), and a feature must not depend on what else is asked for.
+    """
+    wanted = {node: node for node in nodes}
+    extractor = feature_extraction.create_feature_extractor(network, wanted, suppress_diff_warning=True)
+    if len(nodes) > 1:
+        graph = extractor.graph
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        kept = {}
+        for name, node in output.args[0].items():
+            with graph.inserting_after(node):
+                kept[name] = graph.call_method("clone", (node,))
+        output.args = (kept,)
+        graph.lint()
+        extractor.graph = graph
+    return extractor  # type: ignore[no-any-return]
 
 
 def cut(network: nn.Module, layers: Sequence[str], last_layer: str) -> Cut:

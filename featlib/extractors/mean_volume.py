@@ -31,7 +31,7 @@ def with_mean_volume(loaded: LoadedWeights, url: str, frames: int, options: Stor
         raise ConfigError(f"{what}: the mean of a clip's pixels is for networks of RGB clips, like c3d; leave it out")
     try:
         data = read_bytes(url, options)
-        volume = np.load(io.BytesIO(data), allow_pickle=False)
+        volume = np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
     except (MediaError, OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{what}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     tensor = _fitted(volume, reads, frames, what)

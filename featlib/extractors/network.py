@@ -137,6 +137,7 @@ class Network:
             "layer": not self.detects or bool(self.embedder),
             "preprocess": not self.detects or bool(self.embedder),
             "top_k": not self.detects,
+            "categories": True,
         }
         return only.get(setting, True)
 

@@ -99,7 +99,7 @@ def _output(module: nn.Module, x: Tensor, *, softmax: bool) -> Tensor:
 def _value(module: nn.Module, layer: str, x: Tensor) -> Tensor:
     """The output of the submodule ``layer``."""
     kept: list[Tensor] = []
-    hook = module.get_submodule(layer).register_forward_hook(lambda _module, _args, out: kept.append(out))
+    hook = module.get_submodule(layer).register_forward_hook(lambda _module, _args, out: kept.append(out.clone()))
     try:
         module(x)
     finally:

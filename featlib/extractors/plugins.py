@@ -77,6 +77,8 @@ def _networks(entry: EntryPoint) -> list[Network]:
     for network in (loaded,) if isinstance(loaded, Network) else loaded():
         if not isinstance(network, Network):
             raise TypeError(f"{entry.value} gave a {type(network).__name__}, not a Network")
+        if network.detects:
+            raise TypeError(f"{network.name} is a detector; only networks with one feature a frame or clip are taken")
         check_name(network.name)
         hash(network)  # shapes of networks are remembered by network
         found.append(replace(network, source=_package(entry)))

@@ -124,8 +124,9 @@ def _feature_shape(extractor: layers.Cut, shape: Shape, what: str) -> Shape:
         with torch.inference_mode():
             try:
                 shapes.append(tuple(extractor(_batch(size, shape))[0].shape))
-            except AttributeError:
-                raise ConfigError(f"{what} is not a tensor; choose another layer") from None
+            except Exception as error:  # a user's network may do anything
+                reason = _first_line(error)
+                raise ConfigError(f"{what} is no tensor of any batch ({reason}); choose another layer") from error
     if any(s[:1] != (size,) or s[1:] != shapes[0][1:] for s, size in zip(shapes, sizes, strict=True)):
         raise ConfigError(f"{what} does not have one value for each frame or clip; choose another layer")
     if len(shapes[0]) < 2:

@@ -71,6 +71,8 @@ def _called(reference: str, function: object) -> object:
 def _checked(reference: str, found: object) -> Network:
     if not isinstance(found, Network):
         raise ConfigError(f"--model {reference}: is or gives a {type(found).__name__}; it must be {_WANTED}")
+    if found.detects:
+        raise ConfigError(f"--model {reference}: is a detector; those of torchvision are known by their own names")
     try:
         hash(found)
     except TypeError as error:

@@ -4,8 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
-import torch
-
 from featlib.config import ModelConfig, Precision
 from featlib.errors import ConfigError
 from featlib.extractors import preset, probe, registry
@@ -16,11 +14,13 @@ from featlib.extractors.mean_volume import ENDING, with_mean_volume
 from featlib.extractors.network import Network, Settings
 from featlib.extractors.resolve_regions import (
     check_settings,
+    check_size,
     frame_sampling,
     region_choice,
     resolve_detector,
     split_weights,
 )
+from featlib.extractors.state_dict import check_finite
 from featlib.extractors.weights import LoadedWeights, keep_payload, load_weights, resolve_weights
 from featlib.models.two_stream import Fusion
 from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, RegionChoice, Sampling, Want, clip_sampling
@@ -139,11 +139,13 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         loaded = with_mean_volume(loaded, volume, frames, options)
     layer = network.node(config.layer or network.layer)
     shapes = _check_fit(network, loaded.settings, loaded.reads, sampling, layer)
+    if config.top_k:
+        _check_fit(network, loaded.settings, loaded.reads, sampling, "logits")
     for name in [layer] + ["logits"] * (config.top_k > 0):
         used = shapes.used if name == layer else frozenset(loaded.state)
         what = f"--weights {choice}: layer {name} of {network.name}"
         _check_present(loaded.absent, used, what)
-        _check_finite(loaded.state, used, what)
+        check_finite(loaded.state, used, what)
     keep_payload(network, loaded)
     num_classes = shapes.num_classes
     return ResolvedModel(
@@ -171,6 +173,7 @@ def _detector(config: ModelConfig, network: Network, options: StoreOptions) -> R
     """A detector, with the network behind it when it has one."""
     own, inner = replace(network, name=network.name.removeprefix(registry.CROP).partition("+")[0], embedder=""), None
     weights = config.weights
+    check_settings(config, network)
     if network.embedder:
         weights, second = split_weights(config.weights, config.label)
         passed = {name: getattr(config, name) for name in ("label", "layer", "preprocess", "precision")}
@@ -179,10 +182,11 @@ def _detector(config: ModelConfig, network: Network, options: StoreOptions) -> R
             raise ConfigError(
                 f"--top-k {config.label}={config.top_k}: its rows have the detector's labels; leave it out"
             )
-    else:
-        check_settings(config, network)
     choice, loaded, num_classes, categories = resolve_detector(config, own, weights, options)
     vector = DETECTORS[own.name].vector_size
+    choice_of_boxes = region_choice(config, own)
+    if inner is not None:
+        check_size(config, inner.feature_shape, choice_of_boxes)
     return ResolvedModel(
         label=config.label,
         network=network.name,
@@ -200,7 +204,7 @@ def _detector(config: ModelConfig, network: Network, options: StoreOptions) -> R
         extractor_version=f"{network.source}/{network.version}",
         channel_axis=inner.channel_axis if inner else None,
         categories=categories,
-        regions=region_choice(config, own),
+        regions=choice_of_boxes,
         embedder=inner,
     )
 
@@ -236,8 +240,6 @@ def _with_flow(reads: InputSpec, config: ModelConfig, options: StoreOptions) -> 
 
 
 def _categories(config: ModelConfig, loaded: LoadedWeights, num_classes: int, options: StoreOptions) -> tuple[str, ...]:
-    if config.categories is not None and not config.top_k:
-        raise ConfigError(f"--categories {config.categories}: names the classes of --top-k, which is not given; add it")
     return choose_categories(config.categories, loaded.categories, num_classes, options)
 
 
@@ -279,11 +281,3 @@ def _check_fit(network: Network, settings: Settings, reads: InputSpec, sampling:
 def _check_present(absent: frozenset[str], used: frozenset[str], what: str) -> None:
     if missing := sorted(absent & used):
         raise ConfigError(f"{what} depends on {missing[0]}, which the file does not hold; choose an earlier layer")
-
-
-def _check_finite(state: dict[str, torch.Tensor], used: frozenset[str], what: str) -> None:
-    for name in sorted(used & state.keys()):
-        if state[name].is_floating_point() and not bool(state[name].isfinite().all()):
-            raise ConfigError(
-                f"{what} depends on {name}, which holds NaN or infinite values; choose other weights or a layer"
-            )

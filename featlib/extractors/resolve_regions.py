@@ -1,14 +1,19 @@
 """Detectors and ``crop:DETECTOR+NETWORK``: from a model's configuration to everything that is needed to run it."""
 
+import math
+
 from featlib.config import ModelConfig
 from featlib.errors import ConfigError
 from featlib.extractors import detectors, state_dict
 from featlib.extractors.categories import choose_categories
 from featlib.extractors.network import Network
+from featlib.extractors.state_dict import check_finite
 from featlib.extractors.weights import LoadedWeights, WeightsChoice, keep_payload, read_weights, resolve_weights
 from featlib.spec import FrameSampling, RegionChoice
 from featlib.storage import StoreOptions
 
+_MOST_MB_A_FRAME = 64
+_NEVER = ("flow", "flow_weights", "fusion")
 _NOT_FOR_DETECTORS = ("layer", "preprocess", "top_k")
 
 
@@ -36,14 +41,32 @@ def check_settings(config: ModelConfig, network: Network) -> None:
     Raises:
         ConfigError: One of them is given.
     """
-    for name in _NOT_FOR_DETECTORS:
-        value = getattr(config, name)
-        if value:
+    for name in _NEVER:
+        if value := getattr(config, name):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} {config.label}={value}: {network.name} reads whole frames; leave it out")
+    for name in () if network.embedder else _NOT_FOR_DETECTORS:
+        if value := getattr(config, name):
             option = name.replace("_", "-")
             raise ConfigError(
                 f"--{option} {config.label}={value}: {network.name} is a detector, whose rows are boxes with the box "
                 f"head's vector; leave it out, or use crop:{network.name}+NETWORK"
             )
+
+
+def check_size(config: ModelConfig, shape: tuple[int, ...], choice: RegionChoice) -> None:
+    """Refuses maps for every box of a frame that would not fit into a task's memory.
+
+    Raises:
+        ConfigError: They are too large.
+    """
+    megabytes = choice.count * math.prod(shape) * 4 / (1 << 20)
+    if megabytes > _MOST_MB_A_FRAME:
+        size = "x".join(map(str, shape))
+        raise ConfigError(
+            f"--layer {config.label}={config.layer}: features of {size} for {choice.count} boxes are "
+            f"{megabytes:.0f} MB a frame, more than {_MOST_MB_A_FRAME}; choose a later layer or fewer boxes (--regions)"
+        )
 
 
 def region_choice(config: ModelConfig, network: Network) -> RegionChoice:
@@ -103,5 +126,6 @@ def resolve_detector(
     loaded = load_detector(network, choice, options)
     settings = dict(loaded.settings)
     num_classes = int(settings.get("num_classes", detectors.num_classes_in(network.name, loaded.state, str(choice))))
+    check_finite(loaded.state, frozenset(loaded.state), f"--weights {choice}: {network.name}")
     keep_payload(network, loaded)
     return choice, loaded, num_classes, choose_categories(config.categories, loaded.categories, num_classes, options)

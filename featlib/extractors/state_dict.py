@@ -207,3 +207,16 @@ def content_sha256(state: StateDict) -> str:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def check_finite(state: StateDict, used: frozenset[str], what: str) -> None:
+    """Refuses weights on which a feature depends and which are no numbers.
+
+    Raises:
+        ConfigError: The first of them is named.
+    """
+    for name in sorted(used & state.keys()):
+        if state[name].is_floating_point() and not bool(state[name].isfinite().all()):
+            raise ConfigError(
+                f"{what} depends on {name}, which holds NaN or infinite values; choose other weights or a layer"
+            )

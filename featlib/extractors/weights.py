@@ -238,7 +238,11 @@ def load_weights(
         return LoadedWeights(state, sha256, reads, network.settings(side, False))
     file = read_weights(network, choice, options)
     reads = reads_for(file.pretrained)
-    raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
+    raw = state_dict.read_state_dict(file.data, str(choice))
+    try:
+        raw = state_dict.usable(network, raw)
+    except ValueError as error:
+        raise ConfigError(f"--weights {choice}: do not fit {network.name}: {error}") from None
     preset.check_side(network, reads, network.side_in(raw.tensors))
     settings = _settings_for(network, reads, raw)
     fitted = state_dict.fit(network, settings, raw, str(choice))

@@ -11,10 +11,6 @@ Pairs = npt.NDArray[np.integer]  # (num_pairs, 2), rows of the frames: from, to
 Flows = npt.NDArray[np.float32]  # (num_pairs, height, width, 2), x then y, in pixels
 
 
-FAILURES = (ValueError, ArithmeticError)
-"""What an estimator raises for frames of which it can make no flow."""
-
-
 class FlowEstimator(ABC):
     """A source of optical flow, ready to compute.
 

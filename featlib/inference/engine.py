@@ -165,7 +165,7 @@ class Engine:
             raise
         except Exception as error:  # noqa: BLE001 — each becomes the clip's error below
             if len(rows) == 1:
-                errors[rows.start] = one_line(error)
+                errors.setdefault(rows.start, one_line(error))
                 return
             for row in rows:
                 yield from self._forward_or_each(loaded, range(row, row + 1), errors)

@@ -101,6 +101,8 @@ def _in_float32(module: nn.Module, args: object, output: Any) -> Any:
     """Keeps the coordinates exact under autocast: torchvision computes boxes in the type of the maps and offsets, and
     bfloat16 has steps of four pixels at 1000."""
     if isinstance(output, Tensor):
+        if output.is_floating_point() and not output.isfinite().all():
+            raise ValueError("the detector gave NaN or infinite values")  # which would be no box at all
         return output.float()
     if isinstance(output, dict):
         return type(output)((key, _in_float32(module, args, value)) for key, value in output.items())

@@ -15,8 +15,8 @@ _STREAMS = ("spatial", "temporal")
 class Fusion(nn.Module):
     """Two vectors (N, D) as one: side by side (N, 2 D), their mean, or a weighted mean ``A:B`` (spatial first).
 
-    (Simonyan and Zisserman, "Two-Stream Convolutional Networks", NIPS 2014, average and concatenate for an SVM;
-    Wang et al., "Temporal Segment Networks", ECCV 2016, weigh 1:1.5.)
+    (Simonyan and Zisserman, "Two-Stream Convolutional Networks", NIPS 2014, average the streams or put them side by
+    side for an SVM; Wang et al., "Temporal Segment Networks", ECCV 2016, weigh 1:1.5.)
 
     Raises:
         ValueError: ``how`` is none of these.
@@ -48,7 +48,8 @@ class TwoStream(nn.Module):
     """A stack (N, 3 + 2 L, H, W) of one RGB frame and L flows to class scores (N, num_classes).
 
     The feature is what ``fusion`` gives of the two penultimate vectors. Scores are fused in the same way, by their mean
-    where features are concatenated.
+    where features are concatenated; before the softmax, as in Temporal Segment Networks, where the paper of 2014
+    averaged probabilities.
 
     Args:
         build: Constructor of the image network.

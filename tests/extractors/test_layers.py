@@ -62,3 +62,45 @@ def test_shallow_and_deep_layers_come_from_one_forward() -> None:
     for value, expected in zip(layers.cut(network, names, "fc")(x), alone, strict=True):
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
     assert len(calls) == 1
+
+
+class _Careless(nn.Module):
+    """Writes into what it computed before, calls its last layer by keyword, and computes something behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.first(x)).mean(dim=(2, 3))
+        out = self.fc(input=h)
+        h.mul_(0)
+        self.unused = h.sum(dim=1)
+        return out
+
+
+@pytest.mark.parametrize("others", [["penultimate"], ["logits"], ["relu"], ["probabilities", "relu", "penultimate"]])
+def test_a_feature_does_not_depend_on_what_else_is_asked(others: list[str]) -> None:
+    torch.manual_seed(0)
+    network, x = _Careless().eval(), torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        plain = {"first": network.first(x)}
+        plain["relu"] = plain["first"].relu()
+        plain["penultimate"] = plain["relu"].mean(dim=(2, 3))
+        plain["logits"] = network.fc(plain["penultimate"])
+        plain["probabilities"] = plain["logits"].softmax(1)
+        names = ["first", *others]
+        for name, value in zip(names, layers.cut(network, names, "fc")(x), strict=True):
+            torch.testing.assert_close(value, plain[name])
+        assert (plain["first"] < 0).any()
+
+
+def test_layers_of_a_published_network_before_a_relu_that_writes_in_place() -> None:
+    network, x = resnet18().eval(), torch.rand(1, 3, 64, 64) - 0.5
+    with torch.inference_mode():
+        for name in ("bn1", "layer1.0.bn1", "layer1.0.add"):
+            alone = layers.cut(network, [name], "fc")(x)[0]
+            beside = layers.cut(network, [name, "penultimate", "logits"], "fc")(x)[0]
+            assert torch.equal(alone, beside), name

@@ -148,6 +148,9 @@ def test_weights_of_the_image_network_serve_both_streams(tmp_path: Path) -> None
     both = two_stream(weights=str(tmp_path / "both.pth"))
     assert payload(model, OPTIONS) == payload(both, OPTIONS)
     assert module.temporal.conv1.weight.shape == (64, 20, 7, 7)
+    torch.save({"conv1.weight": torch.zeros(64, 20, 7, 7)}, tmp_path / "stream.pth")
+    with pytest.raises(ConfigError, match="do not fit two_stream_resnet18: a first convolution of"):
+        two_stream(weights=str(tmp_path / "stream.pth"))
     torch.save({f"temporal.{k}": v for k, v in image.state_dict().items()}, tmp_path / "half.pth")
     with pytest.raises(ConfigError, match=r"do not fit two_stream_resnet18: other shape temporal\.conv1\.weight"):
         two_stream(weights=str(tmp_path / "half.pth"))
@@ -156,6 +159,8 @@ def test_weights_of_the_image_network_serve_both_streams(tmp_path: Path) -> None
 def test_i3d_of_flow_reads_one_flow_less_than_frames(frames: np.ndarray, flow: Flow) -> None:
     described = registry.describe("i3d_flow")
     assert round(described.parameters / 1e6, 2) == 12.68  # Carreira and Zisserman's checkpoint of flow
+    stack = registry.describe("two_stream_resnet18").input.pixels
+    assert described.input.pixels == stack, "so that one computation of flow serves both"
     assert (described.sampling, described.feature_shape) == ("frames=65,stride=1,hop=64,tail=drop,fps=25", (1024,))
     values = {"network": "i3d_flow", "weights": "random:1", "flow": "dis", "clip_sampling": "frames=11"}
     model = resolve(ModelConfig.model_validate(values), OPTIONS)
