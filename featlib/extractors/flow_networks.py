@@ -48,7 +48,7 @@ def _two_stream(name: str) -> Network:
     image = image_network(name)
     return Network(
         name=f"two_stream_{name}",
-        family=f"two_stream.{image.family}",
+        family="two_stream",
         source="featlib",
         kind="clip",
         # Stacks meet in one frame, so every flow is in one of them.

@@ -52,7 +52,7 @@ HEADS = {
 # Families of featlib's own, whose plain forward ends at the feature.
 OWN = {"c3d", "i3d", "factorised3d"}
 # Families whose plain forward is that of the library: the constructor's module, its input prepared by hand.
-STREAMS = {"two_stream.alexnet", "two_stream.resnet", "two_stream.vgg"}
+STREAMS = {"two_stream"}
 # Clips that are shorter than the network's own where it takes them: the same code runs, in less time.
 CLIPS = {"video.s3d": "frames=16", "video.swin_transformer": "frames=4", "video.resnet": "frames=8", "i3d": "frames=16"}
 

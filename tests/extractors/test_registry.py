@@ -12,8 +12,9 @@ from featlib.extractors.network import Network
 from featlib.spec import ClipSampling
 
 
-def test_all_classification_networks_of_torchvision_are_there() -> None:
-    expected = {*list_models(module=torchvision.models), *list_models(module=torchvision.models.video)}
+def test_all_networks_of_torchvision_for_pictures_video_and_detection_are_there() -> None:
+    modules = (torchvision.models, torchvision.models.video, torchvision.models.detection)
+    expected = {name for module in modules for name in list_models(module=module)}
     own = {name for name in registry.names() if registry.network(name).source == "featlib"}
     two_stream = {f"two_stream_{n}" for n in ("alexnet", "vgg16", "resnet18", "resnet50", "resnet101")}
     assert own == {"c3d", "i3d_rgb", "i3d_flow", "factorised3d"} | two_stream

@@ -77,7 +77,7 @@ def test_the_folder_and_its_numbers(result: FinetuneResult) -> None:
         assert picture.width > 300
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     assert f"{result.out}/weights.safetensors" in result.text()
-    assert "3 classes, 12 train, 6 validation" in result.text()
+    assert "3 classes, 12 train, 6 val" in result.text()
 
 
 def test_extract_takes_the_file_as_it_is(result: FinetuneResult) -> None:
