@@ -96,7 +96,7 @@ class LogReporter(SilentReporter):
     def _tick(self) -> None:
         """A line also while nothing comes back: a unit may take longer than ten seconds."""
         while not self._stop.wait(self._every_s):
-            if self._counts.total and time.monotonic() - self._last >= self._every_s:
+            if self._counts.items < self._counts.total and time.monotonic() - self._last >= self._every_s:
                 self._last = time.monotonic()
                 log.info("%s", self.line())
 
