@@ -16,7 +16,7 @@ from featlib.extractors import registry
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload, release_payloads
-from featlib.finetuning.fitting import Evaluation, FitSettings, LabelledClips, Trainer
+from featlib.finetuning.fitting import Evaluation, FitSettings, Indices, LabelledClips, Trainer
 from featlib.finetuning.labels import LabelledItem, read_labelled, with_splits
 from featlib.finetuning.network import Plan, Trainee, as_safetensors, plan_for, preset_enum, start
 from featlib.finetuning.pictures import Pictures, decode_all, picture_file
@@ -26,6 +26,7 @@ from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json
 from featlib.heads.training import Epoch
 from featlib.inference import Normalisation, in_best_format
 from featlib.manifest.labels import SPLITS, Split
+from featlib.manifest.splits import check_splits
 from featlib.media import DecodeProcess, Limits
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import StoreOptions
@@ -88,7 +89,7 @@ def _set_up(config: FinetuneConfig, reporter: Reporter) -> _Setup:
     device = _device(config)
     reporter.stage("reading the manifest")
     found = read_labelled(config.manifest, uri_column=config.uri_column, limit=config.limit, options=options)
-    items = with_splits(found, config.validation, config.seed)
+    items = with_splits(found, config.validation, config.seed, pairs=config.loss != "cross_entropy")
     return _Setup(config, options, model, plan, items, _classes(model, items), device)
 
 
@@ -125,8 +126,8 @@ def _has_classes(model: ResolvedModel, labels: Sequence[str]) -> bool:
 
 
 def _train(setup: _Setup, pictures: Pictures, folder: Path, reporter: Reporter, decode_s: float) -> FinetuneResult:
+    _check_left(setup, pictures)
     clips = {split: _clips(setup, pictures, split) for split in SPLITS}
-    _check_classes_left(setup, clips["train"], clips["val"])
     trainer = _trainer(setup)
     began = time.perf_counter()
     before = scores(trainer.evaluate(clips["val"]), clips["val"], setup.config.loss)
@@ -160,17 +161,26 @@ def _clips(setup: _Setup, pictures: Pictures, split: Split) -> LabelledClips:
     wanted = np.array([i.split == split for i in setup.items])
     rows = np.flatnonzero(wanted[pictures.place])
     place = pictures.place[rows]
-    return LabelledClips(pictures.frames, pictures.frame_idx[rows], labels[place], place)
+    return LabelledClips(pictures.frames, pictures.frame_idx[rows], labels[place], _video_numbers(setup.items)[place])
 
 
-def _check_classes_left(setup: _Setup, train: LabelledClips, validation: LabelledClips) -> None:
-    """Media that were left out may have been the only ones of a class."""
-    trained = {setup.classes[n] for n in train.labels}
-    missing = sorted(set(setup.classes) - trained)
-    if missing:
+def _video_numbers(items: Sequence[LabelledItem]) -> Indices:
+    """One number for all parts of a file that are of one class: to find one by another is nothing."""
+    numbers: dict[tuple[str, str], int] = {}
+    return np.array([numbers.setdefault((i.uri, i.label), len(numbers)) for i in items], dtype=np.int64)
+
+
+def _check_left(setup: _Setup, pictures: Pictures) -> None:
+    """Media that were left out may have been the only ones of a class, or of a split."""
+    left = [i for place, i in enumerate(setup.items) if place not in pictures.left_out]
+    classifies = setup.config.loss == "cross_entropy"
+    missing = sorted(set(setup.classes) - {i.label for i in left if i.split == "train"})
+    if classifies and missing:
         raise StoppedError(f"no medium of label {missing[0]!r} in the split train can be used; nothing was trained")
-    if not len(validation):
-        raise StoppedError("no medium of the split validation can be used; nothing was trained")
+    try:
+        check_splits(left, [i.split for i in left], pairs=not classifies)
+    except ConfigError as error:
+        raise StoppedError(f"without the {len(pictures.left_out)} media that cannot be used: {error}") from None
 
 
 def _trainer(setup: _Setup) -> Trainer:

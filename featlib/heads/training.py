@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featlib.config import Loss
+from featlib.errors import StoppedError
 from featlib.heads.losses import PAIR_LOSSES
 from featlib.heads.modules import Classifier
 
@@ -91,6 +92,7 @@ def fit(model: nn.Module, train: Videos, validation: Videos, settings: TrainSett
     best epoch. The same settings and data give the same weights on one machine.
 
     Raises:
+        StoppedError: The loss is not finite any more.
         ValueError: There is nothing to learn from.
     """
     if not len(train) or not len(validation):
@@ -111,10 +113,18 @@ def until_no_better(model: nn.Module, epoch: Callable[[], Epoch], *, epochs: int
     """Calls ``epoch``, which changes ``model``, at most ``epochs`` times, and leaves the weights of the best one.
 
     It ends when the validation loss has not become better for ``patience`` epochs.
+
+    Raises:
+        StoppedError: A loss is not finite any more.
     """
     done, best_state = Fit(), copy.deepcopy(model.state_dict())
     for number in range(epochs):
         done.curve.append(epoch())
+        if not np.isfinite([done.curve[number].train_loss, done.curve[number].validation_loss]).all():
+            raise StoppedError(
+                f"the loss is not finite after epoch {number + 1}; take a smaller --learning-rate, or inputs that are "
+                "not so large"
+            )
         if done.curve[number].validation_loss < done.curve[done.best].validation_loss or number == 0:
             done.best, best_state = number, copy.deepcopy(model.state_dict())
         if number - done.best >= patience:

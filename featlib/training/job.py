@@ -1,6 +1,5 @@
 """Fits a head on features that were published before: reads shards and labels, writes one folder."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +14,13 @@ from featlib.errors import ConfigError
 from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json
 from featlib.heads.pooling import Floats
 from featlib.heads.saved import HEAD_FILE, HeadSpec, Stream, build, from_bytes, to_bytes
-from featlib.heads.training import Fit, TrainSettings, Videos, fit
+from featlib.heads.training import TrainSettings, Videos, fit
 from featlib.layout import Keys
 from featlib.manifest.labels import Split, read_labels
+from featlib.manifest.splits import Labelled
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import Store, StoreOptions, redact, write_file
-from featlib.training.labels import Labelled, check_classes, labels_of_file, labels_of_manifest, split_media
+from featlib.training.labels import labels_of_file, labels_of_manifest, split_media
 from featlib.training.media import Media, check_memory, read_features, read_media
 from featlib.training.report import Evaluation, TrainSummary, confusion_csv, evaluate
 
@@ -34,8 +34,9 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
     step. ``head.safetensors`` is written last: where it is, everything beside it is complete.
 
     Raises:
-        ConfigError: There is no such partition, nothing to learn from, or not enough memory; nothing was written.
-        StoppedError: A store does not answer, or has no space left.
+        ConfigError: There is no such partition, nothing to learn from, not enough memory, or no place to write to;
+            nothing was written.
+        StoppedError: The training does not converge; a store does not answer, or has no space left.
     """
     options = StoreOptions(config.endpoint_url, config.anon)
     store, keys = Store(config.output, options), Keys(config.dataset)
@@ -89,11 +90,8 @@ def _parts(config: TrainConfig, media: Mapping[str, Media], options: StoreOption
     usable = [m for m in labelled if media[m.media_id].num_rows]
     if len(usable) < len(labelled):
         notes.append(f"{len(labelled) - len(usable)} labelled media have no features in every partition: left out")
-    is_embedding = config.head == "embedding"
-    parts = split_media(usable, share=config.validation, seed=config.seed, pairs=is_embedding)
-    if not is_embedding:
-        check_classes(parts)
-    return parts, notes
+    pairs = config.loss != "cross_entropy"
+    return split_media(usable, share=config.validation, seed=config.seed, pairs=pairs), notes
 
 
 def _videos(part: Sequence[Labelled], steps: Mapping[str, Floats], classes: Sequence[str]) -> Videos:
@@ -123,7 +121,6 @@ def _trained(
         torch.manual_seed(config.seed)
         module = build(spec)
     done = fit(module, videos["train"], videos["val"], settings)
-    _check_converged(done)
     title = f"{config.head} on {' + '.join(config.features)} of dataset {config.dataset}"
     picture = curve_png(done, title)
     data = to_bytes(spec.model_copy(update={"settings": {**spec.settings, "best_epoch": done.best + 1}}), module)
@@ -154,14 +151,6 @@ def _spec(config: TrainConfig, sources: Sequence[Source], classes: tuple[str, ..
         settings=config.model_dump(include=training),
         featlib=featlib.__version__,
     )
-
-
-def _check_converged(done: Fit) -> None:
-    if not math.isfinite(done.curve[done.best].validation_loss):
-        raise ConfigError(
-            f"--learning-rate: the validation loss was {done.curve[done.best].validation_loss} in epoch "
-            f"{done.best + 1}; take a smaller one, or normalise the features (featlib aggregate --normalize)"
-        )
 
 
 def _write(out: Store, files: Mapping[str, bytes | None], options: StoreOptions) -> None:

@@ -16,6 +16,7 @@ from featlib.config import Fuse
 from featlib.errors import ConfigError
 from featlib.heads.pooling import Floats
 from featlib.layout import Keys
+from featlib.manifest.rows import plain_text
 from featlib.progress import Reporter
 from featlib.storage import Store
 
@@ -45,7 +46,8 @@ def read_media(store: Store, keys: Keys, labels: Sequence[str]) -> dict[str, Med
     found = {}
     for media_id, row in first.items():
         rows = [row, *(other.get(media_id) for other in others)]
-        found[media_id] = Media(str(row["uri"]), _text(row["label"]), _text(row["split"]), _num_rows(rows))
+        label, split = (plain_text(row[name]) for name in ("label", "split"))  # an older featlib kept blanks
+        found[media_id] = Media(str(row["uri"]), label, split, _num_rows(rows))
     return found
 
 
@@ -63,10 +65,6 @@ def _num_rows(rows: Sequence[Mapping[str, object] | None]) -> tuple[int, ...]:
     if len(usable) < len(rows) or len(versions) > 1:
         return ()
     return tuple(int(str(r["num_rows"])) for r in usable)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def check_memory(media: Collection[Media], sources: Sequence[Source], *, pooled: bool, memory_mb: int | None) -> None:

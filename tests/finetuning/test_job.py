@@ -77,7 +77,7 @@ def test_the_folder_and_its_numbers(result: FinetuneResult) -> None:
         assert picture.width > 300
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     assert f"{result.out}/weights.safetensors" in result.text()
-    assert "3 classes, 12 train, 6 validation" in result.text()
+    assert "3 classes, 12 train, 6 val\n" in result.text()
 
 
 def test_extract_takes_the_file_as_it_is(result: FinetuneResult) -> None:
@@ -164,6 +164,19 @@ def test_bad_media_are_left_out_and_listed(tmp_path: Path, rows: list[dict[str, 
     assert f"{bad}: unknown_format: " in result.text()
 
 
+def test_parts_of_one_file_are_one_video(tmp_path: Path) -> None:
+    """Four files of two parts each: to find one part by the other would be to find a video by itself."""
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(8):
+        path = write_video(tmp_path / f"{i}.avi", moving_bar(True, random, frames=8))
+        parts = [{"start_s": "0", "end_s": "0.4"}, {"start_s": "0.4", "end_s": "0.8"}]
+        rows += [{"uri": str(path), "label": "ab"[i % 2], "split": ("train", "val")[i // 4], **part} for part in parts]
+    result = run(tmp_path, rows, loss="contrastive", unfreeze="last:1", frame_sampling="all")
+    assert (result.validation["clips"], result.validation["videos"]) == (32, 4)
+    assert result.media == {"train": 8, "val": 8}
+
+
 def refused(folder: Path, rows: list[dict[str, str]], **settings: Any) -> str:
     with pytest.raises(FeatlibError) as caught:
         run(folder, rows, **settings)
@@ -196,6 +209,8 @@ def test_refused_rows(tmp_path: Path, rows: list[dict[str, str]]) -> None:
     assert "the only label is 'red'" in refused(tmp_path, rows[:6])
     assert "row 1: label is empty" in refused(tmp_path, [{**rows[0], "label": ""}, *rows[1:]])
     missing = [*rows, {"uri": "/no/such.png", "label": "red"}]
+    alone = [{**row, "split": "val" if i % 6 == 5 else "train"} for i, row in enumerate(rows)]
+    assert "no class has two videos in val" in refused(tmp_path, alone, loss="triplet")
     assert "1 of 19 media cannot be used, more than max_failed 0.05" in refused(tmp_path, missing)
     lost = [*rows, {"uri": "/no/such.png", "label": "violet"}]
     assert "no medium of label 'violet' in the split train can be used" in refused(tmp_path, lost, max_failed=0.5)
