@@ -13,6 +13,7 @@ import torch
 from featlib.config import FinetuneConfig, ModelConfig, validated
 from featlib.errors import ConfigError, StoppedError
 from featlib.extractors import registry
+from featlib.extractors.mean_volume import ENDING
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload, release_payloads
@@ -22,7 +23,7 @@ from featlib.finetuning.network import Plan, Trainee, as_safetensors, plan_for, 
 from featlib.finetuning.pictures import Pictures, decode_all, picture_file
 from featlib.finetuning.result import WEIGHTS_FILE, FinetuneResult, result_folder
 from featlib.finetuning.scores import confusion_of, scores
-from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, table_csv
+from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, table_csv, writing_to
 from featlib.heads.training import Epoch
 from featlib.inference import Normalisation, in_best_format
 from featlib.manifest.labels import SPLITS, Split
@@ -81,7 +82,7 @@ def finetune(config: FinetuneConfig, *, reporter: Reporter | None = None) -> Fin
 
 
 def _set_up(config: FinetuneConfig, reporter: Reporter) -> _Setup:
-    _check_backbone(config.backbone)
+    _check_backbone(config.backbone, config.preprocess)
     options = StoreOptions(config.endpoint_url, config.anon)
     reporter.stage("reading weights")
     model = resolve(_model_config(config), options)
@@ -90,16 +91,30 @@ def _set_up(config: FinetuneConfig, reporter: Reporter) -> _Setup:
     reporter.stage("reading the manifest")
     found = read_labelled(config.manifest, uri_column=config.uri_column, limit=config.limit, options=options)
     items = with_splits(found, config.validation, config.seed, pairs=config.loss != "cross_entropy")
-    return _Setup(config, options, model, plan, items, _classes(model, items), device)
+    classes = _classes(model, items)
+    _check_outputs(config, model, classes)
+    return _Setup(config, options, model, plan, items, classes, device)
 
 
-def _check_backbone(name: str) -> None:
+def _check_backbone(name: str, preprocess: str | None) -> None:
     try:
         network = registry.network(name)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--model", "--backbone")) from None
     if network.detects or network.takes("flow"):
         raise ConfigError(f"--backbone {name}: only networks of frames or RGB clips are trained further, like resnet18")
+    if preprocess is not None and preprocess.endswith(ENDING):
+        raise ConfigError(f"--preprocess {preprocess}: a mean volume cannot be trained with; name a preset")
+
+
+def _check_outputs(config: FinetuneConfig, model: ResolvedModel, classes: Sequence[str]) -> None:
+    """A network that cannot be told its number of classes is a classifier of as many as it has."""
+    can_be_told = registry.network(config.backbone).takes_num_classes
+    if config.loss == "cross_entropy" and not can_be_told and model.num_classes != len(classes):
+        raise ConfigError(
+            f"--backbone {config.backbone}: its constructor takes no num_classes and gives {model.num_classes} "
+            f"outputs, the labels are {len(classes)} classes; let it take num_classes, or give --loss triplet"
+        )
 
 
 def _model_config(config: FinetuneConfig) -> ModelConfig:
@@ -233,6 +248,7 @@ def _write(
         network=setup.model.network,
         classes=setup.classes if classifies else (),
         preprocess=preset_enum(setup.model),
+        layer="" if classifies else "penultimate",
         settings={name: getattr(config, name) for name in _RECORDED} | {"weights": setup.model.weights_source},
     )
     title = f"{setup.model.network}, {config.loss}"
@@ -246,8 +262,9 @@ def _write(
         table = confusion_of(after, validation, len(setup.classes)).tolist()
         rows = [[name, *row] for name, row in zip(setup.classes, table, strict=True)]
         files["confusion.csv"] = table_csv([["label", *setup.classes], *rows])
-    for name, data in files.items():
-        if data is None:
-            log.warning(NO_PICTURE)
-        else:
-            (folder / name).write_bytes(data)
+    with writing_to(config.out):
+        for name, data in files.items():
+            if data is None:
+                log.warning(NO_PICTURE)
+            else:
+                (folder / name).write_bytes(data)

@@ -1,5 +1,6 @@
 """Fits a head on features that were published before: reads shards and labels, writes one folder."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ import featlib
 from featlib.aggregation.sources import Source, open_sources
 from featlib.config import POOLED_HEADS, TrainConfig
 from featlib.errors import ConfigError
-from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json
+from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, writing_to
 from featlib.heads.pooling import Floats
 from featlib.heads.saved import HEAD_FILE, HeadSpec, Stream, build, from_bytes, to_bytes
 from featlib.heads.training import TrainSettings, Videos, fit
@@ -23,6 +24,8 @@ from featlib.storage import Store, StoreOptions, redact, write_file
 from featlib.training.labels import labels_of_file, labels_of_manifest, split_media
 from featlib.training.media import Media, check_memory, read_features, read_media
 from featlib.training.report import Evaluation, TrainSummary, confusion_csv, evaluate
+
+_PROBE = ".featlib-probe"
 
 Parts = Mapping[Split, Sequence[Labelled]]
 
@@ -42,6 +45,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
     store, keys = Store(config.output, options), Keys(config.dataset)
     out = Store(config.out, options)
     pooled = config.head in POOLED_HEADS
+    _check_place(out)
     with reporter or SilentReporter() as shown:
         sources = open_sources(store, keys, config.features)
         _check_sizes(config, sources)
@@ -59,6 +63,21 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
         summary, files = _trained(config, sources, classes, videos, notes)
         _write(out, files, options)
         return summary
+
+
+def _check_place(out: Store) -> None:
+    """Finds out whether there can be files at ``out`` before the work is done; leaves nothing there."""
+    if not out.is_local:
+        out.put(_PROBE, b"")
+        out.delete([_PROBE])
+        return
+    there = out.url
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ConfigError(f"--out {out.url}: {there} is no folder; give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out.url}: {there} may not be written to; change its rights or give another place")
 
 
 def _check_sizes(config: TrainConfig, sources: Sequence[Source]) -> None:
@@ -154,8 +173,12 @@ def _spec(config: TrainConfig, sources: Sequence[Source], classes: tuple[str, ..
 
 
 def _write(out: Store, files: Mapping[str, bytes | None], options: StoreOptions) -> None:
-    """Each file whole or not at all, in this order; what an earlier training left of one that is None goes."""
-    with TemporaryDirectory(prefix="featlib-") as folder:
+    """Each file whole or not at all, in this order; what an earlier training left of one that is None goes.
+
+    An earlier head goes first of all: it would stand beside the figures of this one.
+    """
+    out.delete([HEAD_FILE])
+    with writing_to(out.url), TemporaryDirectory(prefix="featlib-") as folder:
         for name, data in files.items():
             if data is None:
                 out.delete([name])

@@ -1,6 +1,7 @@
 """The whole job on a handful of pictures: what it writes, what it changes, what it refuses."""
 
 import csv
+import errno
 import json
 import os
 import sys
@@ -114,7 +115,41 @@ def test_an_embedding_leaves_the_last_layer_and_names_no_classes(tmp_path: Path,
     assert set(result.validation) == {"loss", "clips", "videos", "recall_at_1"}
     assert not (Path(result.out) / "confusion.csv").exists()
     config = {"network": NETWORK, "weights": f"{result.out}/weights.safetensors"}
-    assert resolve(ModelConfig.model_validate(config), OPTIONS).categories == ()
+    resolved = resolve(ModelConfig.model_validate(config), OPTIONS)
+    assert (resolved.categories, resolved.layer) == ((), "penultimate")
+
+
+OWN = "tests.finetuning.make:bars"
+
+
+def bar_rows(folder: Path, classes: str) -> list[dict[str, str]]:
+    random = np.random.default_rng(0)
+    names = [classes[i % len(classes)] for i in range(4 * len(classes))]
+    paths = [write_video(folder / f"{i}.avi", moving_bar(True, random)) for i in range(len(names))]
+    half = len(names) // 2
+    return [
+        {"uri": str(p), "label": name, "split": ("train", "val")[i >= half]}
+        for i, (p, name) in enumerate(zip(paths, names, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "triplet"])
+def test_a_network_that_cannot_be_told_its_classes(tmp_path: Path, loss: str) -> None:
+    """Its own feature is an early layer, but an embedding is what was trained; it has three outputs."""
+    result = run(tmp_path, bar_rows(tmp_path, "abc"), backbone=OWN, loss=loss, learning_rate=0.01)
+    config = {"network": OWN, "weights": f"{result.out}/weights.safetensors"}
+    resolved = resolve(ModelConfig.model_validate(config), OPTIONS)
+    assert resolved.layer == ("early" if loss == "cross_entropy" else "penultimate")
+    assert resolved.categories == (("a", "b", "c") if loss == "cross_entropy" else ())
+    chosen = resolve(ModelConfig.model_validate({**config, "layer": "logits"}), OPTIONS)
+    assert chosen.layer == "logits"
+
+
+def test_more_classes_than_a_network_can_have(tmp_path: Path) -> None:
+    (tmp_path / "bars").mkdir()
+    rows = bar_rows(tmp_path / "bars", "abcd")
+    said = refused(tmp_path / "job", rows, backbone=OWN)
+    assert said.startswith(f"ConfigError: --backbone {OWN}: its constructor takes no num_classes and gives 3 outputs, ")
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path, rows: list[dict[str, str]], result: FinetuneResult) -> None:
@@ -196,6 +231,7 @@ def refused(folder: Path, rows: list[dict[str, str]], **settings: Any) -> str:
         ({"clip_sampling": "frames=8"}, "ConfigError: --clip-sampling shufflenet_v2_x0_5=frames=8"),
         ({"out": "s3://bucket/out"}, "ConfigError: --out s3://bucket/out: must be a local folder"),
         ({"weights": "random:x"}, "ConfigError: --weights random:x: the seed must be a whole number"),
+        ({"preprocess": "mean.npy"}, "ConfigError: --preprocess mean.npy: a mean volume cannot be trained with"),
         ({"cache_mb": 1}, "StoppedError: the decoded pictures take more than the 1 MB"),
         ({"batch_size": 1}, "ConfigError: batch_size: Input should be greater than or equal to 2"),
     ],
@@ -243,6 +279,17 @@ def test_nothing_is_written_when_training_breaks_off(
 
     monkeypatch.setattr(job, "curve_png", fails)
     assert "no ink" in refused(tmp_path, rows)
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(
+    tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = refused(tmp_path, rows)
+    assert said == f"StoppedError: --out {tmp_path}/out: cannot be written (No space left on device)"
 
 
 def test_each_step_is_told(tmp_path: Path, rows: list[dict[str, str]]) -> None:
