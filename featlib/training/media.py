@@ -18,6 +18,7 @@ from featlib.heads.pooling import Floats
 from featlib.layout import Keys
 from featlib.manifest.rows import plain_text
 from featlib.progress import Reporter
+from featlib.shards.schema import reading
 from featlib.storage import Store
 
 _COLUMNS = ["media_id", "uri", "status", "num_rows", "size", "etag", "label", "split"]
@@ -54,7 +55,7 @@ def read_media(store: Store, keys: Keys, labels: Sequence[str]) -> dict[str, Med
 def _outcomes(store: Store, keys: Keys, label: str) -> dict[str, Mapping[str, object]]:
     found = {}
     for info in store.list(keys.outcomes(label)):
-        with store.open(info.key) as file:
+        with reading(info.key), store.open(info.key) as file:
             found.update({row["media_id"]: row for row in pq.ParquetFile(file).read(columns=_COLUMNS).to_pylist()})
     return found
 
@@ -104,7 +105,8 @@ def read_features(
     """What a head reads of each wanted video, by media id: (T, D) float32, fused. All of them are in memory.
 
     Raises:
-        ConfigError: The partitions do not have the same steps of a video, or a feature is not a finite number.
+        ConfigError: The partitions do not have the same steps of a video, a feature is not a finite number, or an
+            object is damaged.
     """
     listed = [features_by_shard(store, keys, source.label) for source in sources]
     shown.begin(len(wanted))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import featlib
+from featlib.config import AggregateConfig
 from featlib.errors import ConfigError, StoppedError
 from featlib.manifest.splits import Labelled
 from featlib.training.labels import split_media
@@ -276,6 +277,22 @@ def test_features_that_would_not_fit_into_memory_are_refused_before_they_are_rea
         patch.setattr("featlib.training.media.ShardRows", None)
         with pytest.raises(ConfigError, match=r"--memory-mb 1: the features of 24 labelled videos are 2 MB"):
             featlib.train(config(tmp_path, head="lstm", epochs=1, memory_mb=1))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[:60] + bytes(20) + data[80:]])
+@pytest.mark.parametrize("part", ["features", "outcomes"])
+@pytest.mark.parametrize("command", ["train", "aggregate"])
+def test_a_damaged_object_is_named(tmp_path: Path, part: str, damage: Callable[[bytes], bytes], command: str) -> None:
+    """Its last bytes say what is in it; the first hold the ids."""
+    output(tmp_path, {"a": videos()}, Manifest(CLASSES))
+    (path,) = (tmp_path / part).rglob("*.parquet")
+    path.write_bytes(damage(path.read_bytes()))
+    run = {
+        "train": lambda: featlib.train(config(tmp_path, head="lstm", epochs=1)),
+        "aggregate": lambda: featlib.aggregate(AggregateConfig(output=str(tmp_path), dataset="d", features=("a",))),
+    }
+    with pytest.raises(ConfigError, match=f"{part}/dataset=d/model=a/part-00000.parquet: is damaged .*; featlib verif"):
+        run[command]()
 
 
 def test_features_that_are_no_numbers_are_named(tmp_path: Path) -> None:
