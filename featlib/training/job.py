@@ -53,7 +53,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
         media = read_media(store, keys, config.features)
         parts, notes = _parts(config, media, options)
         used = [media[m.media_id] for part in parts.values() for m in part]
-        check_memory(used, sources, pooled=pooled, memory_mb=config.memory_mb)
+        check_memory(used, sources, pooled=pooled, batch_size=config.batch_size, memory_mb=config.memory_mb)
         shown.stage("reading features")
         wanted = {m.media_id for part in parts.values() for m in part}
         steps = read_features(store, keys, sources, wanted, config.fuse, pooled=pooled, shown=shown)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from featlib.heads import training
 from featlib.heads.metrics import recall_at_1, top_k
 from featlib.heads.modules import TCN, Attention, Classifier, Embedding, Mean, Recurrent
-from featlib.heads.training import TrainSettings, Videos, fit, probabilities, vectors
+from featlib.heads.training import TrainSettings, Videos, fit, padded, probabilities, vectors
 from tests.heads.videos import D, many_classes, moving, planted
 
 SEEDS = [0, 1, 2]
@@ -82,6 +83,25 @@ def test_training_twice_gives_the_same_weights_and_keeps_the_best_epoch() -> Non
         assert len(losses) == 12 or len(losses) == done.best + 4
     assert results[0][0] == results[1][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1].values(), results[1][1].values(), strict=True))
+
+
+def test_one_long_video_does_not_make_every_batch_of_an_evaluation_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 videos of 3 steps and one of 5000: padded together, 64 of them would be 320 000 steps."""
+    random = np.random.default_rng(0)
+    lengths = [3] * 80 + [5000] + [3] * 70
+    steps = [random.normal(size=(n, D)).astype(np.float32) for n in lengths]
+    torch.manual_seed(0)
+    model = Classifier(Recurrent(D, "gru", 4), 2)
+    with torch.inference_mode():
+        alone = torch.cat([model.eval()(torch.from_numpy(s)[None], torch.tensor([len(s)])).softmax(1) for s in steps])
+    monkeypatch.setattr(training, "_MOST_VALUES", 10_000 * D)
+    sizes = []
+    monkeypatch.setattr(training, "padded", lambda part: sizes.append(len(part)) or padded(part))
+    np.testing.assert_allclose(probabilities(model, steps), alone.numpy(), rtol=1e-5)
+    assert sizes == [64, 16, 2, 64, 5]
+    assert training.most_padded(151, 5000, D, batch_size=1) == 10_000 * D
+    assert training.most_padded(151, 5000, D, batch_size=32) == 32 * 5000 * D
+    assert training.most_padded(151, 20_000, D, batch_size=1) == 20_000 * D
 
 
 def test_nothing_to_learn_from_is_said() -> None:

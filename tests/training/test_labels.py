@@ -269,14 +269,18 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_read(
 def test_features_that_would_not_fit_into_memory_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """24 videos of 3 x 4096 floats are 1.1 MB; their means are 0.4 MB."""
+    """24 videos of 3 x 4096 floats are 1.1 MB; their means are 0.4 MB; and so much again is a batch of them all."""
     wide = {i: np.repeat(v, 1024, axis=1) for i, v in videos().items()}
     output(tmp_path, {"a": wide}, Manifest(CLASSES))
     featlib.train(config(tmp_path, head="linear", epochs=1, memory_mb=1))
     with monkeypatch.context() as patch:
         patch.setattr("featlib.training.media.ShardRows", None)
-        with pytest.raises(ConfigError, match=r"--memory-mb 1: the features of 24 labelled videos are 2 MB"):
+        with pytest.raises(
+            ConfigError, match="--memory-mb 1: the features of 24 labelled videos and a batch of them are 3 MB"
+        ):
             featlib.train(config(tmp_path, head="lstm", epochs=1, memory_mb=1))
+        with pytest.raises(ConfigError, match="a batch of them are 3 MB"):
+            featlib.train(config(tmp_path, head="lstm", epochs=1, batch_size=1, memory_mb=1))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[:60] + bytes(20) + data[80:]])
