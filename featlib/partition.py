@@ -11,7 +11,7 @@ import featlib
 from featlib.config import fingerprint
 from featlib.errors import ConfigError
 from featlib.layout import Keys
-from featlib.shards.schema import Provenance, read_footer, to_json
+from featlib.shards.schema import Provenance, read_footer, reading, to_json
 from featlib.storage import Store, redact
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _from_shard(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
     """From a shard's footer: the features stand even where somebody removed ``_featlib``."""
     for folder in (keys.outcomes(label), keys.features(label)):
         for info in store.list(folder)[:1]:
-            with store.open(info.key) as file:
+            with reading(info.key), store.open(info.key) as file:
                 footer = read_footer(pq.ParquetFile(file).schema_arrow.metadata)
             settings: dict[str, str] = json.loads(footer["featlib.semantics"])
             return settings

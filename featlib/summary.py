@@ -58,6 +58,7 @@ class Summary:
         outcomes: URL of each label's outcomes.
         pools: The workers of this run; empty when nothing had to be decoded.
         did_work: False when everything had been published before.
+        can_retry: Whether the command takes failed media up again when it is told to.
     """
 
     dataset: str
@@ -71,6 +72,7 @@ class Summary:
     seconds: Seconds = field(default_factory=Seconds)
     pools: str = ""
     did_work: bool = True
+    can_retry: bool = True
 
     @property
     def total(self) -> int:
@@ -117,9 +119,10 @@ class Summary:
         else:
             lines += self._time_lines()
         if self.exit_code == 3:
+            retry = ", --retry-failed takes the failed ones up again" if self.can_retry else ""
             lines.append(
                 f"  {self.bad} of {self.total} media failed or broke off, more than --max-failed {self.max_failed:g}; "
-                "the outcomes say why, --retry-failed takes the failed ones up again"
+                f"the outcomes say why{retry}"
             )
         return "\n".join(lines)
 

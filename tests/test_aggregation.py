@@ -305,12 +305,32 @@ def test_what_a_broken_run_staged_gives_way_to_what_the_sources_say_now(tmp_path
     assert aggregate(tmp_path, "a").media == {"ok": 2}
 
 
-def test_an_item_without_rows_is_said_once_and_not_tried_for_ever(tmp_path: Path) -> None:
+def test_an_item_in_which_nothing_was_found_is_skipped_and_not_tried_for_ever(tmp_path: Path) -> None:
+    """Frames without boxes are no failure."""
     published(tmp_path, [Item("v0"), Item("v1", clips=())], ["a"])
-    assert aggregate(tmp_path, "a", max_failed=1.0).media == {"ok": 1, "failed": 1}
+    summary = aggregate(tmp_path, "a", max_failed=0.0)
+    assert (summary.media, summary.exit_code) == ({"ok": 1, "skipped": 1}, 0)
     outcomes = featlib.open_features(str(tmp_path), dataset="d", model="a.mean").outcomes().set_index("media_id")
-    assert outcomes.loc["v1", "error_class"] == "no_rows"
-    assert not aggregate(tmp_path, "a", max_failed=1.0).did_work
+    assert outcomes.loc["v1", ["status", "error_class", "num_rows"]].tolist() == ["skipped", "no_rows", 0]
+    assert not aggregate(tmp_path, "a").did_work
+
+
+def test_an_item_that_broke_off_before_its_first_row_has_failed(tmp_path: Path) -> None:
+    published(tmp_path, [Item("v0"), Item("v1", clips=(), status={"a": "partial"})], ["a"])
+    summary = aggregate(tmp_path, "a")
+    assert (summary.media, summary.exit_code) == ({"ok": 1, "failed": 1}, 3)
+    assert "the outcomes say why" in summary.text()
+    assert "--retry-failed" not in summary.text()  # which aggregate does not have
+    assert not aggregate(tmp_path, "a").did_work
+
+
+def test_a_retry_that_finds_nothing_makes_a_failure_good(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0"), Item("v1", status={"a": "failed"})], ["a"])
+    assert aggregate(tmp_path, "a", max_failed=1.0).media == {"ok": 1, "failed": 1}
+    staged(store, "again", [Item("v1", clips=(), attempts=2)], ["a"])
+    publish(store, ["a"], retry_failed=True)
+    assert aggregate(tmp_path, "a").media == {"ok": 1, "skipped": 1}
+    assert not aggregate(tmp_path, "a").did_work
 
 
 def test_several_objects_of_a_shard_are_read_as_one(tmp_path: Path) -> None:

@@ -211,6 +211,24 @@ def test_steps_that_differ_are_an_outcome_and_not_tried_for_ever(tmp_path: Path,
     assert aggregate(tmp_path, "p", "q").media == {"ok": 3}
 
 
+@pytest.mark.parametrize("kind", ["lstm", "attention", "linear", "embedding"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_an_outcome_and_not_tried_for_ever(
+    tmp_path: Path, kind: str, value: float
+) -> None:
+    given = videos(4)
+    given["v1"][0, 2] = value
+    output(tmp_path, {"a": given})
+    saved(tmp_path, spec(kind, A))
+    assert aggregate(tmp_path, "a", max_failed=1.0).media == {"ok": 2, "failed": 1}
+    outcomes = featlib.open_features(str(tmp_path), dataset="d", model=f"a.{kind}").outcomes().set_index("media_id")
+    assert outcomes.loc["v1", "error_class"] == "not_finite"
+    found = rows(tmp_path, f"a.{kind}")
+    assert found.keys() == {"v0", "v2"}
+    assert all(np.isfinite(row.feature).all() for row in found.values())
+    assert not aggregate(tmp_path, "a", max_failed=1.0).did_work
+
+
 def test_a_head_and_its_backbone_are_in_the_fingerprint(tmp_path: Path) -> None:
     output(tmp_path, {"a": videos(4)})
     saved(tmp_path, spec("lstm", A))
@@ -275,6 +293,7 @@ def stream(label: str, *, of: str, size: int = 4) -> dict[str, object]:
         (reshaped, ["a"], {}, r"fc.bias is \[7\] float32, its configuration wants \[3\] float32"),
         (edited(head="gru"), ["a"], {}, "its configuration wants"),
         (edited(head="transformer"), ["a"], {}, "head: Input should be 'linear'"),
+        (edited(features=[stream("a", of="a", size=10**30)]), ["a"], {}, "features.0.size: Input should be less than"),
         (edited(format=2), ["a"], {}, "format: Input should be 1"),
         (lambda path: path.write_bytes(path.read_bytes()[:-7]), ["a"], {}, "damaged file"),
         (lambda path: path.write_bytes(b"PK\x03\x04" * 9), ["a"], {}, "is no head|damaged file"),

@@ -11,6 +11,7 @@ from featlib.aggregation.shard import FINAL
 from featlib.layout import Keys, PartName
 from featlib.ledger import STATUSES, Rows
 from featlib.plan import Digests, Plan, PlanItems, digest, shard_rows
+from featlib.shards.schema import reading
 from featlib.storage import Store
 
 _COLUMNS = ["media_id", "status", "error_class", "num_rows", "size", "etag"]
@@ -40,7 +41,8 @@ def due_items(store: Store, keys: Keys, plan: Plan, items: PlanItems, features: 
     for other in sources[1:]:
         ready &= ~_differ(sources[0].source, other.source)
     moved = np.logical_or.reduce([_differ(s.source, mine.source) for s in sources])
-    gained = (mine.status == _FAILED) & ~mine.final & np.logical_and.reduce([s.has_rows for s in sources])
+    usable = np.logical_and.reduce([s.has_rows | (s.status == _OK) for s in sources])
+    gained = (mine.status == _FAILED) & ~mine.final & usable
     lost = mine.has_rows & ~np.logical_and.reduce([s.has_rows for s in sources])
     replaced = ready & (mine.status > 0) & (moved | lost)
     needs: Rows = ready & ((mine.status == 0) | gained | replaced)
@@ -78,7 +80,7 @@ def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
         if name is None:
             continue
         rows = shard_rows(plan, name.shard)
-        with store.open(info.key) as file:
+        with reading(info.key), store.open(info.key) as file:
             outcomes = pq.ParquetFile(file).read(columns=_COLUMNS)
         for o in outcomes.to_pylist():
             row = rows.get(digest(o["media_id"]))

@@ -194,4 +194,5 @@ def _summary(job: _Job, seconds: Seconds) -> Summary:
         seconds=seconds,
         pools="1 aggregate",
         did_work=bool(job.due.needs.any()),
+        can_retry=False,
     )

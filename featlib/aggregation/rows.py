@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from featlib.errors import ConfigError
 from featlib.heads.pooling import Floats, Pooled, steps_of
 from featlib.layout import Keys, PartName
+from featlib.shards.schema import reading
 from featlib.storage import Store
 
 _COLUMNS = ["clip_index", "region_index", "start_s", "end_s", "frame_s", "feature", "feature_shape"]
@@ -110,12 +111,15 @@ class _Stretch:
 class ShardRows:
     """The rows of one label in one shard, item by item; one row group of each object is in memory at a time.
 
-    To be used as a context manager: its objects stay open.
+    To be used as a context manager: its objects stay open. A damaged one is a ``ConfigError``.
     """
 
     def __init__(self, store: Store, keys: Sequence[str]) -> None:
         with ExitStack() as opened:
-            self._files = [pq.ParquetFile(opened.enter_context(store.open(key))) for key in keys]
+            self._keys, self._files = keys, []
+            for key in keys:
+                with reading(key):
+                    self._files.append(pq.ParquetFile(opened.enter_context(store.open(key))))
             self._stretches = self._find()
             self._opened = opened.pop_all()
         self._group: dict[int, tuple[int, pa.Table]] = {}
@@ -132,7 +136,9 @@ class ShardRows:
         found: dict[str, list[_Stretch]] = {}
         for number, file in enumerate(self._files):
             for group in range(file.metadata.num_row_groups):
-                ids = np.asarray(file.read_row_group(group, columns=["media_id"])["media_id"].to_pylist(), dtype=object)
+                with reading(self._keys[number]):
+                    names = file.read_row_group(group, columns=["media_id"])["media_id"].to_pylist()
+                ids = np.asarray(names, dtype=object)
                 for start, stop in _runs(ids):
                     found.setdefault(str(ids[start]), []).append(_Stretch(number, group, start, stop))
         return found
@@ -153,7 +159,8 @@ class ShardRows:
         group, table = self._group.get(stretch.file, (None, None))
         if group != stretch.group:
             self._group.pop(stretch.file, None)  # gone before the next one comes
-            table = self._files[stretch.file].read_row_group(stretch.group, columns=_COLUMNS)
+            with reading(self._keys[stretch.file]):
+                table = self._files[stretch.file].read_row_group(stretch.group, columns=_COLUMNS)
             self._group[stretch.file] = stretch.group, table
         return table
 

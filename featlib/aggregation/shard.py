@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 
 from featlib.aggregation.rows import ShardRows, Video
 from featlib.aggregation.sources import Source
-from featlib.aggregation.vectors import Maker, StepsDifferError, VideoVector
+from featlib.aggregation.vectors import Maker, NotFiniteError, StepsDifferError, VideoVector
 from featlib.errors import ConfigError
 from featlib.items import ItemReport, ModelReport, PlanItem
 from featlib.layout import Keys, PartName
-from featlib.shards.schema import FEATURES, OUTCOMES
+from featlib.shards.schema import FEATURES, OUTCOMES, reading
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
 from featlib.unit import CLIPS
 
-FINAL = ("steps_differ", "no_feature")
+FINAL = ("steps_differ", "no_feature", "not_finite")
 """Error classes of items that fail again while their sources are the same."""
 
 _BY_SEVERITY: tuple[Status, ...] = ("ok", "partial", "skipped", "failed")
@@ -82,18 +82,22 @@ class ShardWork:
         if before.status in ("failed", "skipped"):  # rows of a retry that was cut before its commit do not count yet
             return before, [], None
         videos = []
-        for source, mine in zip(self.sources, rows, strict=True):
+        for source, mine, outcome in zip(self.sources, rows, outcomes, strict=True):
             video = mine.video(item.media_id, source.channel_axis, keep=self.maker.keeps_steps)
             if video is None:
                 there = item.media_id in mine.media_ids
                 wrong, what = ("no_feature", "no feature in the rows") if there else ("no_rows", "no rows")
                 message = f"model={source.label} has {what} of this item to aggregate"
-                return ModelReport("failed", 0, wrong, message), [], None
+                found_nothing = before.status == "ok" and outcome is not None and not outcome["num_rows"]
+                return ModelReport("skipped" if found_nothing else "failed", 0, wrong, message), [], None
             videos.append(video)
+        names = " and ".join(f"model={source.label}" for source in self.sources)
         try:
             return replace(before, num_rows=1), videos, self.maker(videos)
+        except NotFiniteError:
+            message = f"{names}: this item has a feature that is no finite number"
+            return ModelReport("failed", 0, "not_finite", message), [], None
         except StepsDifferError as error:
-            names = " and ".join(f"model={source.label}" for source in self.sources)
             message = f"{names} have other steps of this item ({error}); extract them with the same sampling"
             return ModelReport("failed", 0, "steps_differ", message), [], None
 
@@ -127,7 +131,8 @@ class ShardWork:
     def _outcomes(self, label: str, shard: int) -> dict[str, Outcome]:
         """Outcome rows of a shard by media id."""
         names = [n for n in OUTCOMES.names if n not in ("label", "split", "manifest")]
-        with self.store.open(f"{self.keys.outcomes(label)}/{PartName(shard)}") as file:
+        key = f"{self.keys.outcomes(label)}/{PartName(shard)}"
+        with reading(key), self.store.open(key) as file:
             rows = pq.ParquetFile(file).read(columns=names).to_pylist()
         return {row["media_id"]: row for row in rows}
 

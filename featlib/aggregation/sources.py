@@ -9,6 +9,7 @@ from featlib import partition
 from featlib.config import fingerprint
 from featlib.errors import ConfigError
 from featlib.layout import Keys
+from featlib.shards.schema import reading
 from featlib.storage import Store, redact
 
 
@@ -36,7 +37,7 @@ def open_sources(store: Store, keys: Keys, labels: Sequence[str]) -> tuple[Sourc
     """The partitions under these labels, in this order.
 
     Raises:
-        ConfigError: One is not there, or its rows are nothing that can be cut into steps.
+        ConfigError: One is not there or damaged, or its rows are nothing that can be cut into steps.
     """
     return tuple(_open(store, keys, label) for label in labels)
 
@@ -57,7 +58,7 @@ def _open(store: Store, keys: Keys, label: str) -> Source:
 
 def _first_shape(store: Store, keys: Keys, label: str) -> tuple[int, ...]:
     for info in store.list(keys.features(label)):
-        with store.open(info.key) as file:
+        with reading(info.key), store.open(info.key) as file:
             rows = next(pq.ParquetFile(file).iter_batches(1, columns=["feature_shape"]), None)
         if rows is not None and rows.num_rows:
             shape = rows["feature_shape"][0].as_py()

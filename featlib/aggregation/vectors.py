@@ -20,6 +20,10 @@ class StepsDifferError(Exception):
     """The partitions to fuse do not have the same steps of a video; the message says how many each has."""
 
 
+class NotFiniteError(Exception):
+    """A feature that a head would read is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class VideoVector:
     """What is written of one video.
@@ -53,6 +57,7 @@ class Maker(Protocol):
 
         Raises:
             StepsDifferError: They cannot be fused step by step.
+            NotFiniteError: A head cannot read them.
         """
 
 
@@ -94,6 +99,8 @@ class HeadVectors:
                 f"--head {self.head.source}: reads steps of {spec.size_in} values, a video has {steps.shape[1]}; the "
                 "partition holds features of several shapes"
             )
+        if not np.isfinite(steps).all():
+            raise NotFiniteError
         made = self.head(steps)
         if made.probabilities is None:
             return VideoVector(made.vector, attention=made.weights)

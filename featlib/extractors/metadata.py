@@ -19,12 +19,14 @@ class WeightsMetadata:
         network: The name in the registry.
         classes: Their names in the order of the network's outputs; empty when the outputs mean nothing.
         preprocess: Full enum name of the preset that the network was trained with.
+        layer: What was trained to be the feature; empty, and absent in older files: nothing says it.
         settings: How it was trained, for the record.
     """
 
     network: str
     classes: tuple[str, ...]
     preprocess: str
+    layer: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_safetensors(self) -> dict[str, str]:
@@ -44,10 +46,11 @@ def read_metadata(data: bytes, source: str) -> WeightsMetadata | None:
     try:
         found = json.loads(text)
         classes = tuple(found["classes"])
-        metadata = WeightsMetadata(found["network"], classes, found["preprocess"], found.get("settings", {}))
+        named = (found["network"], classes, found["preprocess"], found.get("layer", ""))
+        metadata = WeightsMetadata(*named, found.get("settings", {}))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise _error(source) from None
-    if not all(isinstance(t, str) for t in (metadata.network, metadata.preprocess, *classes)):
+    if not all(isinstance(t, str) for t in (metadata.network, metadata.preprocess, metadata.layer, *classes)):
         raise _error(source)
     return metadata
 

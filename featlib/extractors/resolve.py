@@ -137,7 +137,7 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
     if volume is not None:
         frames = sampling.frames if isinstance(sampling, ClipSampling) else 1
         loaded = with_mean_volume(loaded, volume, frames, options)
-    layer = network.node(config.layer or network.layer)
+    layer = network.node(config.layer or loaded.layer or network.layer)
     shapes = _check_fit(network, loaded.settings, loaded.reads, sampling, layer)
     if config.top_k:
         _check_fit(network, loaded.settings, loaded.reads, sampling, "logits")

@@ -62,12 +62,14 @@ class WeightsFile:
         pretrained: The published weights that it is, by name or by hash, else those whose preset its metadata names;
             None for anybody's own file.
         categories: Names of the classes in the order of the network's outputs; empty when they are not known.
+        layer: What the network was trained to give as its feature; empty when the file does not say.
     """
 
     data: bytes
     sha256: str
     pretrained: Pretrained | None
     categories: tuple[str, ...] = ()
+    layer: str = ""
 
 
 def resolve_weights(network: Network, text: str) -> WeightsChoice:
@@ -127,7 +129,8 @@ def read_weights(network: Network, choice: WeightsChoice, options: StoreOptions)
     metadata = read_metadata(data, str(choice))
     if metadata is None:
         return WeightsFile(data, sha256, None)
-    return WeightsFile(data, sha256, _preset_named(network, metadata.preprocess, str(choice)), metadata.classes)
+    named = _preset_named(network, metadata.preprocess, str(choice))
+    return WeightsFile(data, sha256, named, metadata.classes, metadata.layer)
 
 
 def _preset_named(network: Network, enum: str, source: str) -> Pretrained:
@@ -206,6 +209,7 @@ class LoadedWeights:
         settings: Constructor arguments of the network that they fit.
         absent: Keys of layers that the file lacks and that no feature may depend on.
         categories: Names of the classes in the order of the network's outputs; empty when they are not known.
+        layer: What is the feature when the user says nothing; empty: the network's own.
     """
 
     state: dict[str, Tensor]
@@ -214,6 +218,7 @@ class LoadedWeights:
     settings: Settings
     absent: frozenset[str] = frozenset()
     categories: tuple[str, ...] = ()
+    layer: str = ""
 
 
 def load_weights(
@@ -247,7 +252,7 @@ def load_weights(
     settings = _settings_for(network, reads, raw)
     fitted = state_dict.fit(network, settings, raw, str(choice))
     _check_categories(file.categories, settings, str(choice))
-    return LoadedWeights(fitted.tensors, file.sha256, reads, settings, fitted.absent, file.categories)
+    return LoadedWeights(fitted.tensors, file.sha256, reads, settings, fitted.absent, file.categories, file.layer)
 
 
 def _check_categories(categories: tuple[str, ...], settings: Settings, source: str) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from featlib.config import Loss
-from featlib.errors import StoppedError
 from featlib.finetuning.network import Trainee
 from featlib.heads.losses import PAIR_LOSSES
 from featlib.heads.training import Epoch, Fit, until_no_better
@@ -102,14 +101,8 @@ class Trainer:
         numbers = iter(range(1, self.settings.epochs + 1))
 
         def epoch() -> Epoch:
-            number = next(numbers)
             done = Epoch(self._epoch(train), self.evaluate(validation).loss)
-            if not np.isfinite([done.train_loss, done.validation_loss]).all():
-                raise StoppedError(
-                    f"the loss is not finite after epoch {number}; give a smaller learning_rate than "
-                    f"{self.settings.learning_rate:g}"
-                )
-            on_epoch(number, done)
+            on_epoch(next(numbers), done)
             return done
 
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

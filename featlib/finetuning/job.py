@@ -13,19 +13,21 @@ import torch
 from featlib.config import FinetuneConfig, ModelConfig, validated
 from featlib.errors import ConfigError, StoppedError
 from featlib.extractors import registry
+from featlib.extractors.mean_volume import ENDING
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload, release_payloads
-from featlib.finetuning.fitting import Evaluation, FitSettings, LabelledClips, Trainer
+from featlib.finetuning.fitting import Evaluation, FitSettings, Indices, LabelledClips, Trainer
 from featlib.finetuning.labels import LabelledItem, read_labelled, with_splits
 from featlib.finetuning.network import Plan, Trainee, as_safetensors, plan_for, preset_enum, start
 from featlib.finetuning.pictures import Pictures, decode_all, picture_file
 from featlib.finetuning.result import WEIGHTS_FILE, FinetuneResult, result_folder
 from featlib.finetuning.scores import confusion_of, scores
-from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, table_csv
+from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, table_csv, writing_to
 from featlib.heads.training import Epoch
 from featlib.inference import Normalisation, in_best_format
 from featlib.manifest.labels import SPLITS, Split
+from featlib.manifest.splits import check_splits
 from featlib.media import DecodeProcess, Limits
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import StoreOptions
@@ -80,7 +82,7 @@ def finetune(config: FinetuneConfig, *, reporter: Reporter | None = None) -> Fin
 
 
 def _set_up(config: FinetuneConfig, reporter: Reporter) -> _Setup:
-    _check_backbone(config.backbone)
+    _check_backbone(config.backbone, config.preprocess)
     options = StoreOptions(config.endpoint_url, config.anon)
     reporter.stage("reading weights")
     model = resolve(_model_config(config), options)
@@ -88,17 +90,31 @@ def _set_up(config: FinetuneConfig, reporter: Reporter) -> _Setup:
     device = _device(config)
     reporter.stage("reading the manifest")
     found = read_labelled(config.manifest, uri_column=config.uri_column, limit=config.limit, options=options)
-    items = with_splits(found, config.validation, config.seed)
-    return _Setup(config, options, model, plan, items, _classes(model, items), device)
+    items = with_splits(found, config.validation, config.seed, pairs=config.loss != "cross_entropy")
+    classes = _classes(model, items)
+    _check_outputs(config, model, classes)
+    return _Setup(config, options, model, plan, items, classes, device)
 
 
-def _check_backbone(name: str) -> None:
+def _check_backbone(name: str, preprocess: str | None) -> None:
     try:
         network = registry.network(name)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--model", "--backbone")) from None
     if network.detects or network.takes("flow"):
         raise ConfigError(f"--backbone {name}: only networks of frames or RGB clips are trained further, like resnet18")
+    if preprocess is not None and preprocess.endswith(ENDING):
+        raise ConfigError(f"--preprocess {preprocess}: a mean volume cannot be trained with; name a preset")
+
+
+def _check_outputs(config: FinetuneConfig, model: ResolvedModel, classes: Sequence[str]) -> None:
+    """A network that cannot be told its number of classes is a classifier of as many as it has."""
+    can_be_told = registry.network(config.backbone).takes_num_classes
+    if config.loss == "cross_entropy" and not can_be_told and model.num_classes != len(classes):
+        raise ConfigError(
+            f"--backbone {config.backbone}: its constructor takes no num_classes and gives {model.num_classes} "
+            f"outputs, the labels are {len(classes)} classes; let it take num_classes, or give --loss triplet"
+        )
 
 
 def _model_config(config: FinetuneConfig) -> ModelConfig:
@@ -125,8 +141,8 @@ def _has_classes(model: ResolvedModel, labels: Sequence[str]) -> bool:
 
 
 def _train(setup: _Setup, pictures: Pictures, folder: Path, reporter: Reporter, decode_s: float) -> FinetuneResult:
+    _check_left(setup, pictures)
     clips = {split: _clips(setup, pictures, split) for split in SPLITS}
-    _check_classes_left(setup, clips["train"], clips["val"])
     trainer = _trainer(setup)
     began = time.perf_counter()
     before = scores(trainer.evaluate(clips["val"]), clips["val"], setup.config.loss)
@@ -160,17 +176,26 @@ def _clips(setup: _Setup, pictures: Pictures, split: Split) -> LabelledClips:
     wanted = np.array([i.split == split for i in setup.items])
     rows = np.flatnonzero(wanted[pictures.place])
     place = pictures.place[rows]
-    return LabelledClips(pictures.frames, pictures.frame_idx[rows], labels[place], place)
+    return LabelledClips(pictures.frames, pictures.frame_idx[rows], labels[place], _video_numbers(setup.items)[place])
 
 
-def _check_classes_left(setup: _Setup, train: LabelledClips, validation: LabelledClips) -> None:
-    """Media that were left out may have been the only ones of a class."""
-    trained = {setup.classes[n] for n in train.labels}
-    missing = sorted(set(setup.classes) - trained)
-    if missing:
+def _video_numbers(items: Sequence[LabelledItem]) -> Indices:
+    """One number for all parts of a file that are of one class: to find one by another is nothing."""
+    numbers: dict[tuple[str, str], int] = {}
+    return np.array([numbers.setdefault((i.uri, i.label), len(numbers)) for i in items], dtype=np.int64)
+
+
+def _check_left(setup: _Setup, pictures: Pictures) -> None:
+    """Media that were left out may have been the only ones of a class, or of a split."""
+    left = [i for place, i in enumerate(setup.items) if place not in pictures.left_out]
+    classifies = setup.config.loss == "cross_entropy"
+    missing = sorted(set(setup.classes) - {i.label for i in left if i.split == "train"})
+    if classifies and missing:
         raise StoppedError(f"no medium of label {missing[0]!r} in the split train can be used; nothing was trained")
-    if not len(validation):
-        raise StoppedError("no medium of the split validation can be used; nothing was trained")
+    try:
+        check_splits(left, [i.split for i in left], pairs=not classifies)
+    except ConfigError as error:
+        raise StoppedError(f"without the {len(pictures.left_out)} media that cannot be used: {error}") from None
 
 
 def _trainer(setup: _Setup) -> Trainer:
@@ -223,6 +248,7 @@ def _write(
         network=setup.model.network,
         classes=setup.classes if classifies else (),
         preprocess=preset_enum(setup.model),
+        layer="" if classifies else "penultimate",
         settings={name: getattr(config, name) for name in _RECORDED} | {"weights": setup.model.weights_source},
     )
     title = f"{setup.model.network}, {config.loss}"
@@ -236,8 +262,9 @@ def _write(
         table = confusion_of(after, validation, len(setup.classes)).tolist()
         rows = [[name, *row] for name, row in zip(setup.classes, table, strict=True)]
         files["confusion.csv"] = table_csv([["label", *setup.classes], *rows])
-    for name, data in files.items():
-        if data is None:
-            log.warning(NO_PICTURE)
-        else:
-            (folder / name).write_bytes(data)
+    with writing_to(config.out):
+        for name, data in files.items():
+            if data is None:
+                log.warning(NO_PICTURE)
+            else:
+                (folder / name).write_bytes(data)

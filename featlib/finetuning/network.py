@@ -147,7 +147,8 @@ def start(resolved: ResolvedModel, payload: bytes, plan: Plan, *, num_classes: i
     It is built as from a file, since that is how the result will be read (torchvision's Inception, for one, differs).
 
     Args:
-        num_classes: Of a new last layer, drawn by ``seed`` as the network's constructor draws it; None keeps the old.
+        num_classes: Of a new last layer, drawn by ``seed`` as the network's constructor draws it; None keeps the old. A
+            network whose constructor takes no ``num_classes`` must have as many already.
 
     Raises:
         RuntimeError: The payload is not that of this model.
@@ -171,7 +172,8 @@ def start(resolved: ResolvedModel, payload: bytes, plan: Plan, *, num_classes: i
 
 
 def _settings(network: Network, resolved: ResolvedModel, num_classes: int) -> Settings:
-    return (*network.settings(probe.side(resolved.input), True), ("num_classes", num_classes))
+    settings = network.settings(probe.side(resolved.input), True)
+    return (*settings, ("num_classes", num_classes)) if network.takes_num_classes else settings
 
 
 def _constructed(network: Network, settings: Settings, seed: int) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 
 from featlib.errors import ConfigError
 from featlib.finetuning.pictures import LeftOut
+from featlib.heads.figures import writing_to
 from featlib.heads.training import Fit
 from featlib.storage import check_url, is_s3, redact
 
@@ -117,6 +118,7 @@ def result_folder(out: str) -> Iterator[Path]:
 
     Raises:
         ConfigError: ``out`` is not local, is there already and not empty, or cannot be written.
+        StoppedError: It cannot be written any more.
     """
     if is_s3(check_url(out)):
         raise ConfigError(f"--out {redact(out)}: must be a local folder; copy it to the store afterwards")
@@ -130,6 +132,7 @@ def result_folder(out: str) -> Iterator[Path]:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
     try:
         yield folder
-        os.rename(folder, target)
+        with writing_to(out):
+            os.rename(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

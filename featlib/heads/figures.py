@@ -3,12 +3,28 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from featlib.errors import StoppedError
 from featlib.heads.training import Fit
+from featlib.storage import redact
 
 NO_PICTURE = "curve.png was left out: matplotlib is not there; pip install 'featlib[train]' brings it"
+
+
+@contextmanager
+def writing_to(out: str) -> Iterator[None]:
+    """Says in one line that the results of a training cannot be written.
+
+    Raises:
+        StoppedError: In place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoppedError(f"--out {redact(out)}: cannot be written ({error.strerror or error})") from error
 
 
 def metrics_json(metrics: Mapping[str, Any]) -> bytes:

@@ -151,12 +151,18 @@ class Embedding(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A head and softmax regression on its vector; gives class scores (N, num_classes)."""
+    """A head and softmax regression on its vector; gives class scores (N, num_classes).
+
+    The regression begins at zero, so that the first thing a head is told is what tells the classes apart. From random
+    signs attention may learn to look away from the steps of one class, which it then never sees.
+    """
 
     def __init__(self, head: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.head = head
         self.fc = nn.Linear(int(head.size), num_classes)  # type: ignore[arg-type]
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         scores: Tensor = self.fc(self.head(x, lengths).vector)

@@ -26,6 +26,8 @@ from featlib.storage import StoreOptions, read_bytes, redact
 HEAD_FILE = "head.safetensors"
 _ENTRY = "featlib.head"
 _MANY = 65_536
+_MOST_CHANNELS = 1 << 24  # with these bounds no weight of a head has more values than a tensor can count
+_MOST_STREAMS = 1024
 
 Count = Annotated[int, Field(ge=1, le=_MANY)]
 
@@ -47,7 +49,7 @@ class Stream(_Frozen):
     label: str
     fingerprint: str
     shape: tuple[int, ...]
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]
 
 
 class HeadSpec(_Frozen):
@@ -67,7 +69,7 @@ class HeadSpec(_Frozen):
     hidden: Count | None = None
     layers: Annotated[int, Field(ge=1, le=64)] | None = None
     embedding_size: Count | None = None
-    features: Annotated[tuple[Stream, ...], Field(min_length=1)]
+    features: Annotated[tuple[Stream, ...], Field(min_length=1, max_length=_MOST_STREAMS)]
     fuse: Fuse
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     loss: Loss

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featlib.config import Loss
+from featlib.errors import StoppedError
 from featlib.heads.losses import PAIR_LOSSES
 from featlib.heads.modules import Classifier
 
 Floats = npt.NDArray[np.float32]
 
+_AT_ONCE = 64  # videos in a batch of an evaluation
+_MOST_VALUES = 1 << 26  # and most values of it, padding included, where it is more than one video
 _PAIRED = 256  # videos whose triplets are weighed together; memory grows with its third power
 
 
@@ -91,6 +94,7 @@ def fit(model: nn.Module, train: Videos, validation: Videos, settings: TrainSett
     best epoch. The same settings and data give the same weights on one machine.
 
     Raises:
+        StoppedError: The loss is not finite any more.
         ValueError: There is nothing to learn from.
     """
     if not len(train) or not len(validation):
@@ -111,10 +115,18 @@ def until_no_better(model: nn.Module, epoch: Callable[[], Epoch], *, epochs: int
     """Calls ``epoch``, which changes ``model``, at most ``epochs`` times, and leaves the weights of the best one.
 
     It ends when the validation loss has not become better for ``patience`` epochs.
+
+    Raises:
+        StoppedError: A loss is not finite any more.
     """
     done, best_state = Fit(), copy.deepcopy(model.state_dict())
     for number in range(epochs):
         done.curve.append(epoch())
+        if not np.isfinite([done.curve[number].train_loss, done.curve[number].validation_loss]).all():
+            raise StoppedError(
+                f"the loss is not finite after epoch {number + 1}; take a smaller --learning-rate, or inputs that are "
+                "not so large"
+            )
         if done.curve[number].validation_loss < done.curve[done.best].validation_loss or number == 0:
             done.best, best_state = number, copy.deepcopy(model.state_dict())
         if number - done.best >= patience:
@@ -146,11 +158,10 @@ def _epoch(
 def _loss_of(model: nn.Module, videos: Videos, settings: TrainSettings) -> float:
     """The mean loss over ``videos``; pairs and triplets are those of large groups that are the same in every epoch."""
     model.eval()
-    order, size = np.arange(len(videos)), settings.batch_size
+    parts = list(_evaluated(videos.steps))
     if settings.loss != "cross_entropy":
-        order, size = np.random.default_rng(settings.seed).permutation(order), _PAIRED
+        parts = list(_batches(np.random.default_rng(settings.seed).permutation(len(videos)), _PAIRED))
     with torch.inference_mode():
-        parts = list(_batches(order, size))
         return sum(float(_loss(model, videos, p, settings.loss)) * len(p) for p in parts) / len(videos)
 
 
@@ -167,24 +178,42 @@ def _batches(rows: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.
         yield rows[start : start + size]
 
 
-def probabilities(model: Classifier, steps: Sequence[Floats], batch_size: int = 64) -> Floats:
+def _evaluated(steps: Sequence[Floats]) -> Iterator[npt.NDArray[np.int64]]:
+    """Every video in turn, in batches that are bounded although all of one are padded to its longest."""
+    start = longest = 0
+    for place, video in enumerate(steps):
+        longest, count = max(longest, len(video)), place - start
+        if count and (count == _AT_ONCE or (count + 1) * longest * video.shape[1] > _MOST_VALUES):
+            yield np.arange(start, place)
+            start, longest = place, len(video)
+    yield np.arange(start, len(steps))
+
+
+def most_padded(num_videos: int, longest: int, size: int, batch_size: int) -> int:
+    """Most values that ``fit`` and evaluations pad at once, of videos of up to ``longest`` steps of ``size`` values."""
+    trained = min(num_videos, batch_size) * longest * size
+    evaluated = min(min(num_videos, _AT_ONCE) * longest * size, max(_MOST_VALUES, longest * size))
+    return max(trained, evaluated)
+
+
+def probabilities(model: Classifier, steps: Sequence[Floats]) -> Floats:
     """Class probabilities (num_videos, num_classes)."""
     model.eval()
     found = []
     with torch.inference_mode():
-        for start in range(0, len(steps), batch_size):
-            found.append(model(*padded(steps[start : start + batch_size])).softmax(1).numpy())
+        for rows in _evaluated(steps):
+            found.append(model(*padded([steps[row] for row in rows])).softmax(1).numpy())
     return np.concatenate(found)
 
 
-def vectors(head: nn.Module, steps: Sequence[Floats], batch_size: int = 64) -> tuple[Floats, list[Floats | None]]:
+def vectors(head: nn.Module, steps: Sequence[Floats]) -> tuple[Floats, list[Floats | None]]:
     """The vector of each video (num_videos, size), and the weights of its steps from heads that weigh them."""
     head.eval()
     found: list[Floats] = []
     weights: list[Floats | None] = []
     with torch.inference_mode():
-        for start in range(0, len(steps), batch_size):
-            part = steps[start : start + batch_size]
+        for batch in _evaluated(steps):
+            part = [steps[row] for row in batch]
             output = head(*padded(part))
             found.append(output.vector.numpy())
             rows = [None] * len(part) if output.weights is None else list(output.weights.numpy())

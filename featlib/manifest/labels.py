@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from featlib.manifest.listing import ending_of
 from featlib.manifest.rows import RawRows, Source, absolute_uri, texts
@@ -27,7 +27,7 @@ def split_named(text: str) -> Split:
     Raises:
         ValueError: It names none.
     """
-    known = _SPELLINGS.get(text.strip().lower())
+    known = _SPELLINGS.get(text.lower())
     if known is None:
         raise ValueError(f"split {text!r} is not known; use train, val or test")
     return known
@@ -35,10 +35,11 @@ def split_named(text: str) -> Split:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One row of ``--labels``; of ``media_id`` and ``uri`` at least one is known.
+    """One row of ``--labels``; of ``media_id`` and ``uri`` exactly one is known.
 
     Args:
         row: As a person counts.
+        uri: None where there is a ``media_id``.
         label: None: the media has none.
     """
 
@@ -74,8 +75,4 @@ def _rows(raw: RawRows, source: Source) -> Iterator[LabelRow]:
     for row, media_id, uri, label, split in zip(raw.rows, ids, uris, labels, splits, strict=True):
         if media_id is None and uri is None:
             raise source.row_error(row, "media_id", None, "is empty, and so is uri; every row needs one of them")
-        yield LabelRow(row, media_id, _resolved(uri, row, source), label or None, split or None)
-
-
-def _resolved(uri: Any, row: int, source: Source) -> str | None:
-    return None if uri is None else absolute_uri(uri, row, source)
+        yield LabelRow(row, media_id, absolute_uri(uri, row, source) if media_id is None else None, label, split)

@@ -111,6 +111,8 @@ def check_columns(names: Sequence[str], source: Source) -> None:
     if source.role == "--labels" and "media_id" in names:
         return
     if source.uri_column not in names:
+        if source.role == "--labels":
+            raise source.error(f"no column 'media_id' or 'uri' among {', '.join(map(repr, names))}; add one of them")
         near = [name for name in names if name.lower() in (source.uri_column.lower(), "uri", *_USUAL_URI_NAMES)]
         near += get_close_matches(source.uri_column, names, n=1)
         hint = f"; --uri-column {near[0]} takes that one" if near else "; name it with --uri-column"
@@ -163,7 +165,8 @@ def absolute_uri(value: Any, row: int, source: Source) -> str:
     if value is None or value == "":
         raise source.row_error(row, source.uri_column, value, "is empty; every row needs a URI")
     if not isinstance(value, str):
-        raise source.row_error(row, source.uri_column, value, "is not text; --uri-column names the column of URIs")
+        hint = "; --uri-column names the column of URIs" if source.role == "manifest" else ""
+        raise source.row_error(row, source.uri_column, value, f"is not text{hint}")
     try:
         value.encode()
         return resolve(value, source.base)
@@ -232,15 +235,32 @@ def _sizes(raw: RawRows, source: Source) -> list[int | None] | None:
 
 
 def texts(raw: RawRows, column: str, source: Source) -> list[str | None] | None:
-    """A column as text; None when it is not there."""
+    """A column as ``plain_text``; None when it is not there."""
     if column not in raw.cells:
         return None
-    texts: list[str | None] = []
+    found: list[str | None] = []
     for row, value in zip(raw.rows, raw.cells[column], strict=True):
         if value is not None and not isinstance(value, str | int | float):
             raise source.row_error(row, column, value, "is neither text nor a number")
-        texts.append(str(value).lower() if isinstance(value, bool) else None if value is None else str(value))
-    return texts
+        text = plain_text(value)
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise source.row_error(row, column, value, "is not valid UTF-8; write it again") from None
+        found.append(text)
+    return found
+
+
+def plain_text(value: object) -> str | None:
+    """A cell as text without blanks around it; None for one that is empty or NaN.
+
+    Whole numbers are written without a point: a table with gaps holds them as floats.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
+    return None if value is None else str(value).strip() or None
 
 
 def as_json(values: Mapping[str, Any]) -> str | None:

@@ -1,11 +1,14 @@
 """The columns of features and outcomes, and what their footers say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+
+from featlib.errors import ConfigError
 
 FEATURES = pa.schema(
     [
@@ -95,6 +98,20 @@ def as_features(rows: pa.Table) -> pa.Table:
 def with_footer(schema: pa.Schema, footer: Mapping[str, str]) -> pa.Schema:
     """``schema`` with ``footer`` as its key-value metadata."""
     return schema.with_metadata({k.encode(): v.encode() for k, v in footer.items()})
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Says in one line that an object is damaged.
+
+    Raises:
+        ConfigError: In place of what a Parquet reader raises.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{key}: is damaged ({reason}); featlib verify says what else is, extract it again") from None
 
 
 def read_footer(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Fits a head on features that were published before: reads shards and labels, writes one folder."""
 
-import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,17 +12,20 @@ import featlib
 from featlib.aggregation.sources import Source, open_sources
 from featlib.config import POOLED_HEADS, TrainConfig
 from featlib.errors import ConfigError
-from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json
+from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, writing_to
 from featlib.heads.pooling import Floats
 from featlib.heads.saved import HEAD_FILE, HeadSpec, Stream, build, from_bytes, to_bytes
-from featlib.heads.training import Fit, TrainSettings, Videos, fit
+from featlib.heads.training import TrainSettings, Videos, fit
 from featlib.layout import Keys
 from featlib.manifest.labels import Split, read_labels
+from featlib.manifest.splits import Labelled
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import Store, StoreOptions, redact, write_file
-from featlib.training.labels import Labelled, check_classes, labels_of_file, labels_of_manifest, split_media
+from featlib.training.labels import labels_of_file, labels_of_manifest, split_media
 from featlib.training.media import Media, check_memory, read_features, read_media
 from featlib.training.report import Evaluation, TrainSummary, confusion_csv, evaluate
+
+_PROBE = ".featlib-probe"
 
 Parts = Mapping[Split, Sequence[Labelled]]
 
@@ -34,13 +37,15 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
     step. ``head.safetensors`` is written last: where it is, everything beside it is complete.
 
     Raises:
-        ConfigError: There is no such partition, nothing to learn from, or not enough memory; nothing was written.
-        StoppedError: A store does not answer, or has no space left.
+        ConfigError: There is no such partition, nothing to learn from, not enough memory, or no place to write to;
+            nothing was written.
+        StoppedError: The training does not converge; a store does not answer, or has no space left.
     """
     options = StoreOptions(config.endpoint_url, config.anon)
     store, keys = Store(config.output, options), Keys(config.dataset)
     out = Store(config.out, options)
     pooled = config.head in POOLED_HEADS
+    _check_place(out)
     with reporter or SilentReporter() as shown:
         sources = open_sources(store, keys, config.features)
         _check_sizes(config, sources)
@@ -48,7 +53,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
         media = read_media(store, keys, config.features)
         parts, notes = _parts(config, media, options)
         used = [media[m.media_id] for part in parts.values() for m in part]
-        check_memory(used, sources, pooled=pooled, memory_mb=config.memory_mb)
+        check_memory(used, sources, pooled=pooled, batch_size=config.batch_size, memory_mb=config.memory_mb)
         shown.stage("reading features")
         wanted = {m.media_id for part in parts.values() for m in part}
         steps = read_features(store, keys, sources, wanted, config.fuse, pooled=pooled, shown=shown)
@@ -58,6 +63,21 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainSumm
         summary, files = _trained(config, sources, classes, videos, notes)
         _write(out, files, options)
         return summary
+
+
+def _check_place(out: Store) -> None:
+    """Finds out whether there can be files at ``out`` before the work is done; leaves nothing there."""
+    if not out.is_local:
+        out.put(_PROBE, b"")
+        out.delete([_PROBE])
+        return
+    there = out.url
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ConfigError(f"--out {out.url}: {there} is no folder; give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out.url}: {there} may not be written to; change its rights or give another place")
 
 
 def _check_sizes(config: TrainConfig, sources: Sequence[Source]) -> None:
@@ -89,11 +109,8 @@ def _parts(config: TrainConfig, media: Mapping[str, Media], options: StoreOption
     usable = [m for m in labelled if media[m.media_id].num_rows]
     if len(usable) < len(labelled):
         notes.append(f"{len(labelled) - len(usable)} labelled media have no features in every partition: left out")
-    is_embedding = config.head == "embedding"
-    parts = split_media(usable, share=config.validation, seed=config.seed, pairs=is_embedding)
-    if not is_embedding:
-        check_classes(parts)
-    return parts, notes
+    pairs = config.loss != "cross_entropy"
+    return split_media(usable, share=config.validation, seed=config.seed, pairs=pairs), notes
 
 
 def _videos(part: Sequence[Labelled], steps: Mapping[str, Floats], classes: Sequence[str]) -> Videos:
@@ -123,7 +140,6 @@ def _trained(
         torch.manual_seed(config.seed)
         module = build(spec)
     done = fit(module, videos["train"], videos["val"], settings)
-    _check_converged(done)
     title = f"{config.head} on {' + '.join(config.features)} of dataset {config.dataset}"
     picture = curve_png(done, title)
     data = to_bytes(spec.model_copy(update={"settings": {**spec.settings, "best_epoch": done.best + 1}}), module)
@@ -156,17 +172,13 @@ def _spec(config: TrainConfig, sources: Sequence[Source], classes: tuple[str, ..
     )
 
 
-def _check_converged(done: Fit) -> None:
-    if not math.isfinite(done.curve[done.best].validation_loss):
-        raise ConfigError(
-            f"--learning-rate: the validation loss was {done.curve[done.best].validation_loss} in epoch "
-            f"{done.best + 1}; take a smaller one, or normalise the features (featlib aggregate --normalize)"
-        )
-
-
 def _write(out: Store, files: Mapping[str, bytes | None], options: StoreOptions) -> None:
-    """Each file whole or not at all, in this order; what an earlier training left of one that is None goes."""
-    with TemporaryDirectory(prefix="featlib-") as folder:
+    """Each file whole or not at all, in this order; what an earlier training left of one that is None goes.
+
+    An earlier head goes first of all: it would stand beside the figures of this one.
+    """
+    out.delete([HEAD_FILE])
+    with writing_to(out.url), TemporaryDirectory(prefix="featlib-") as folder:
         for name, data in files.items():
             if data is None:
                 out.delete([name])

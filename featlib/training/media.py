@@ -15,8 +15,11 @@ from featlib.aggregation.vectors import StepsDifferError, fused_steps
 from featlib.config import Fuse
 from featlib.errors import ConfigError
 from featlib.heads.pooling import Floats
+from featlib.heads.training import most_padded
 from featlib.layout import Keys
+from featlib.manifest.rows import plain_text
 from featlib.progress import Reporter
+from featlib.shards.schema import reading
 from featlib.storage import Store
 
 _COLUMNS = ["media_id", "uri", "status", "num_rows", "size", "etag", "label", "split"]
@@ -45,14 +48,15 @@ def read_media(store: Store, keys: Keys, labels: Sequence[str]) -> dict[str, Med
     found = {}
     for media_id, row in first.items():
         rows = [row, *(other.get(media_id) for other in others)]
-        found[media_id] = Media(str(row["uri"]), _text(row["label"]), _text(row["split"]), _num_rows(rows))
+        label, split = (plain_text(row[name]) for name in ("label", "split"))  # an older featlib kept blanks
+        found[media_id] = Media(str(row["uri"]), label, split, _num_rows(rows))
     return found
 
 
 def _outcomes(store: Store, keys: Keys, label: str) -> dict[str, Mapping[str, object]]:
     found = {}
     for info in store.list(keys.outcomes(label)):
-        with store.open(info.key) as file:
+        with reading(info.key), store.open(info.key) as file:
             found.update({row["media_id"]: row for row in pq.ParquetFile(file).read(columns=_COLUMNS).to_pylist()})
     return found
 
@@ -65,15 +69,14 @@ def _num_rows(rows: Sequence[Mapping[str, object] | None]) -> tuple[int, ...]:
     return tuple(int(str(r["num_rows"])) for r in usable)
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def check_memory(media: Collection[Media], sources: Sequence[Source], *, pooled: bool, memory_mb: int | None) -> None:
+def check_memory(
+    media: Collection[Media], sources: Sequence[Source], *, pooled: bool, batch_size: int, memory_mb: int | None
+) -> None:
     """Refuses, before a feature is read, what would not fit.
 
     Args:
         pooled: One vector of each video is held, not its steps.
+        batch_size: Videos that are padded to the longest of them, beside what is held.
         memory_mb: Most megabytes of features; None: half of the machine's memory.
 
     Raises:
@@ -84,12 +87,16 @@ def check_memory(media: Collection[Media], sources: Sequence[Source], *, pooled:
         for m in media
         for source, count in zip(sources, m.num_rows, strict=True)
     )
+    cells = prod(sources[0].shape) // (sources[0].size or 1)
+    longest = 1 if pooled else cells * max((m.num_rows[0] for m in media), default=0)
+    values += most_padded(len(media), longest, sum(source.size or 0 for source in sources), batch_size)
     needed, machine = -(-4 * values // _MB), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MB
     allowed = machine // 2 if memory_mb is None else memory_mb
     if needed > allowed:
         raise ConfigError(
-            f"--memory-mb {allowed}: the features of {len(media)} labelled videos are {needed} MB; raise it, pool them "
-            "first (featlib aggregate), take a head on their mean (linear, embedding), or label fewer"
+            f"--memory-mb {allowed}: the features of {len(media)} labelled videos and a batch of them are {needed} MB; "
+            "raise it, pool them first (featlib aggregate), take a head on their mean (linear, embedding), a smaller "
+            "--batch-size, or label fewer"
         )
 
 
@@ -106,7 +113,8 @@ def read_features(
     """What a head reads of each wanted video, by media id: (T, D) float32, fused. All of them are in memory.
 
     Raises:
-        ConfigError: The partitions do not have the same steps of a video, or a feature is not a finite number.
+        ConfigError: The partitions do not have the same steps of a video, a feature is not a finite number, or an
+            object is damaged.
     """
     listed = [features_by_shard(store, keys, source.label) for source in sources]
     shown.begin(len(wanted))

@@ -9,6 +9,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor, nn
+
+import featlib
 
 Picture = npt.NDArray[np.uint8]
 
@@ -61,6 +64,28 @@ def moving_bar(rightwards: bool, random: np.random.Generator, frames: int = 8) -
         picture[:, (place + np.arange(24)) % 128] = 220
         pictures.append(picture)
     return pictures
+
+
+class Bars(nn.Module):
+    """A small network of frames that has three outputs, whatever it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Conv2d(3, 4, 5, stride=4)
+        self.late = nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.late(self.early(x).relu()).relu().mean(dim=(2, 3)))
+        return out
+
+
+bars = featlib.own_network(
+    "bars",
+    Bars,
+    featlib.InputSpec("frame", featlib.PixelSpec(resize=(32,), crop=(32, 32)), mean=(0.4,) * 3, std=(0.2,) * 3),
+    layer="early",
+)
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> str:

@@ -112,9 +112,7 @@ def test_vectors_have_length_one() -> None:
 def test_training_that_diverges_says_so() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4 * 6, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     data = clips([0, 1] * 4)
-    with pytest.raises(
-        StoppedError, match="the loss is not finite after epoch 1; give a smaller learning_rate than 1e"
-    ):
+    with pytest.raises(StoppedError, match="the loss is not finite after epoch 1; take a smaller --learning-rate"):
         trainer(network, learning_rate=1e25).fit(data, data, lambda number, epoch: None)
 
 

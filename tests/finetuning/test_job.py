@@ -1,6 +1,7 @@
 """The whole job on a handful of pictures: what it writes, what it changes, what it refuses."""
 
 import csv
+import errno
 import json
 import os
 import sys
@@ -77,7 +78,7 @@ def test_the_folder_and_its_numbers(result: FinetuneResult) -> None:
         assert picture.width > 300
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     assert f"{result.out}/weights.safetensors" in result.text()
-    assert "3 classes, 12 train, 6 val" in result.text()
+    assert "3 classes, 12 train, 6 val\n" in result.text()
 
 
 def test_extract_takes_the_file_as_it_is(result: FinetuneResult) -> None:
@@ -114,7 +115,41 @@ def test_an_embedding_leaves_the_last_layer_and_names_no_classes(tmp_path: Path,
     assert set(result.validation) == {"loss", "clips", "videos", "recall_at_1"}
     assert not (Path(result.out) / "confusion.csv").exists()
     config = {"network": NETWORK, "weights": f"{result.out}/weights.safetensors"}
-    assert resolve(ModelConfig.model_validate(config), OPTIONS).categories == ()
+    resolved = resolve(ModelConfig.model_validate(config), OPTIONS)
+    assert (resolved.categories, resolved.layer) == ((), "penultimate")
+
+
+OWN = "tests.finetuning.make:bars"
+
+
+def bar_rows(folder: Path, classes: str) -> list[dict[str, str]]:
+    random = np.random.default_rng(0)
+    names = [classes[i % len(classes)] for i in range(4 * len(classes))]
+    paths = [write_video(folder / f"{i}.avi", moving_bar(True, random)) for i in range(len(names))]
+    half = len(names) // 2
+    return [
+        {"uri": str(p), "label": name, "split": ("train", "val")[i >= half]}
+        for i, (p, name) in enumerate(zip(paths, names, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "triplet"])
+def test_a_network_that_cannot_be_told_its_classes(tmp_path: Path, loss: str) -> None:
+    """Its own feature is an early layer, but an embedding is what was trained; it has three outputs."""
+    result = run(tmp_path, bar_rows(tmp_path, "abc"), backbone=OWN, loss=loss, learning_rate=0.01)
+    config = {"network": OWN, "weights": f"{result.out}/weights.safetensors"}
+    resolved = resolve(ModelConfig.model_validate(config), OPTIONS)
+    assert resolved.layer == ("early" if loss == "cross_entropy" else "penultimate")
+    assert resolved.categories == (("a", "b", "c") if loss == "cross_entropy" else ())
+    chosen = resolve(ModelConfig.model_validate({**config, "layer": "logits"}), OPTIONS)
+    assert chosen.layer == "logits"
+
+
+def test_more_classes_than_a_network_can_have(tmp_path: Path) -> None:
+    (tmp_path / "bars").mkdir()
+    rows = bar_rows(tmp_path / "bars", "abcd")
+    said = refused(tmp_path / "job", rows, backbone=OWN)
+    assert said.startswith(f"ConfigError: --backbone {OWN}: its constructor takes no num_classes and gives 3 outputs, ")
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path, rows: list[dict[str, str]], result: FinetuneResult) -> None:
@@ -164,6 +199,19 @@ def test_bad_media_are_left_out_and_listed(tmp_path: Path, rows: list[dict[str, 
     assert f"{bad}: unknown_format: " in result.text()
 
 
+def test_parts_of_one_file_are_one_video(tmp_path: Path) -> None:
+    """Four files of two parts each: to find one part by the other would be to find a video by itself."""
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(8):
+        path = write_video(tmp_path / f"{i}.avi", moving_bar(True, random, frames=8))
+        parts = [{"start_s": "0", "end_s": "0.4"}, {"start_s": "0.4", "end_s": "0.8"}]
+        rows += [{"uri": str(path), "label": "ab"[i % 2], "split": ("train", "val")[i // 4], **part} for part in parts]
+    result = run(tmp_path, rows, loss="contrastive", unfreeze="last:1", frame_sampling="all")
+    assert (result.validation["clips"], result.validation["videos"]) == (32, 4)
+    assert result.media == {"train": 8, "val": 8}
+
+
 def refused(folder: Path, rows: list[dict[str, str]], **settings: Any) -> str:
     with pytest.raises(FeatlibError) as caught:
         run(folder, rows, **settings)
@@ -183,6 +231,7 @@ def refused(folder: Path, rows: list[dict[str, str]], **settings: Any) -> str:
         ({"clip_sampling": "frames=8"}, "ConfigError: --clip-sampling shufflenet_v2_x0_5=frames=8"),
         ({"out": "s3://bucket/out"}, "ConfigError: --out s3://bucket/out: must be a local folder"),
         ({"weights": "random:x"}, "ConfigError: --weights random:x: the seed must be a whole number"),
+        ({"preprocess": "mean.npy"}, "ConfigError: --preprocess mean.npy: a mean volume cannot be trained with"),
         ({"cache_mb": 1}, "StoppedError: the decoded pictures take more than the 1 MB"),
         ({"batch_size": 1}, "ConfigError: batch_size: Input should be greater than or equal to 2"),
     ],
@@ -196,6 +245,8 @@ def test_refused_rows(tmp_path: Path, rows: list[dict[str, str]]) -> None:
     assert "the only label is 'red'" in refused(tmp_path, rows[:6])
     assert "row 1: label is empty" in refused(tmp_path, [{**rows[0], "label": ""}, *rows[1:]])
     missing = [*rows, {"uri": "/no/such.png", "label": "red"}]
+    alone = [{**row, "split": "val" if i % 6 == 5 else "train"} for i, row in enumerate(rows)]
+    assert "no class has two videos in val" in refused(tmp_path, alone, loss="triplet")
     assert "1 of 19 media cannot be used, more than max_failed 0.05" in refused(tmp_path, missing)
     lost = [*rows, {"uri": "/no/such.png", "label": "violet"}]
     assert "no medium of label 'violet' in the split train can be used" in refused(tmp_path, lost, max_failed=0.5)
@@ -228,6 +279,17 @@ def test_nothing_is_written_when_training_breaks_off(
 
     monkeypatch.setattr(job, "curve_png", fails)
     assert "no ink" in refused(tmp_path, rows)
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(
+    tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = refused(tmp_path, rows)
+    assert said == f"StoppedError: --out {tmp_path}/out: cannot be written (No space left on device)"
 
 
 def test_each_step_is_told(tmp_path: Path, rows: list[dict[str, str]]) -> None:

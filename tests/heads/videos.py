@@ -24,8 +24,12 @@ def moving(count: int, seed: int) -> Videos:
     return Videos(steps, np.arange(len(steps)) % 2)
 
 
-def planted(count: int, seed: int) -> tuple[Videos, npt.NDArray[np.int64]]:
-    """Noise is class 2; two thirds have one bright step whose content tells class 0 or 1; and where (-1: nowhere)."""
+def planted(count: int, seed: int, *, bright: bool = True) -> tuple[Videos, npt.NDArray[np.int64]]:
+    """Noise is class 2; two thirds have one loud step whose content tells class 0 or 1; and where (-1: nowhere).
+
+    Args:
+        bright: Such steps of both classes have something in common.
+    """
     random = np.random.default_rng(seed)
     steps, labels, places = [], [], []
     for i in range(count):
@@ -33,7 +37,7 @@ def planted(count: int, seed: int) -> tuple[Videos, npt.NDArray[np.int64]]:
         label, place = i % 3, int(random.integers(len(video)))
         if label < 2:
             video[place] = 0
-            video[place, [label, D - 1]] = 3
+            video[place, [label, D - 1] if bright else label] = 3
         steps.append(video)
         labels.append(label)
         places.append(place if label < 2 else -1)

@@ -153,11 +153,11 @@ def spec(kind: str, streams: Mapping[str, tuple[tuple[int, ...], int]], **settin
 
 
 def random_head(path: Path, made: HeadSpec, seed: int = 0) -> nn.Module:
-    """Writes a head with random weights to ``path``; gives its module. Attention's are drawn too, which begin as 0."""
+    """Writes a head with random weights to ``path``; gives its module. Those that begin as 0 are drawn too."""
     torch.manual_seed(seed)
     module = build(made).eval()
     for name, weight in module.named_parameters():
-        if name.endswith("weigh.weight"):
+        if name.endswith("weigh.weight") or name.startswith("fc."):
             nn.init.normal_(weight)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(to_bytes(made, module))

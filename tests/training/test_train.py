@@ -1,6 +1,7 @@
 """``featlib train`` from end to end over published shards: real training, and what it leaves behind."""
 
 import csv
+import errno
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional
 import featlib
 from featlib.cli import main
 from featlib.config import TrainConfig, fingerprint
+from featlib.errors import ConfigError, StoppedError
 from featlib.heads.saved import build, from_bytes, read_head
 from featlib.heads.training import Videos, padded
 from featlib.storage import StoreOptions
@@ -245,12 +247,18 @@ def test_without_matplotlib_a_line_says_what_is_missing(tmp_path: Path, monkeypa
     assert (tmp_path / "head" / "head.safetensors").exists()
 
 
+@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("cut", ["curve.csv", "metrics.json", "head.safetensors"])
-def test_a_cut_training_leaves_no_half_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
+def test_a_cut_training_leaves_no_half_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str, earlier: bool
+) -> None:
+    """Nor an earlier head beside the figures of the one that was cut."""
     from featlib.training import job
 
     features, manifest = of_videos({"train": points(12, 0), "val": points(8, 1)}, ["lo", "hi"])
     output(tmp_path, {"a": features}, manifest)
+    if earlier:
+        featlib.train(config(tmp_path, head="linear", epochs=1))
     write = job.write_file
 
     def dying(url: str, path: Path, options: StoreOptions) -> None:
@@ -264,6 +272,35 @@ def test_a_cut_training_leaves_no_half_head(tmp_path: Path, monkeypatch: pytest.
     there = {p.name for p in (tmp_path / "head").iterdir()} if (tmp_path / "head").exists() else set()
     assert "head.safetensors" not in there
     assert not [name for name in there if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("below", ["", "/head"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    from featlib.training import job
+
+    monkeypatch.setattr(job, "open_sources", None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--out .*file is no folder; give another place"):
+        featlib.train(config(tmp_path, head="linear", out=f"{tmp_path}/file{below}"))
+    with monkeypatch.context() as patch:
+        patch.setattr(job.os, "access", lambda path, mode: path != str(tmp_path))
+        with pytest.raises(ConfigError, match=r"--out .* may not be written to; change its rights"):
+            featlib.train(config(tmp_path, head="linear", out=f"{tmp_path}/new{below}"))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, manifest = of_videos({"train": points(12, 0), "val": points(8, 1)}, ["lo", "hi"])
+    output(tmp_path, {"a": features}, manifest)
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoppedError, match=r"--out .*: cannot be written \(No space left on device\)"):
+        featlib.train(config(tmp_path, head="linear", epochs=1))
 
 
 def test_every_field_of_a_training_is_an_option() -> None:
