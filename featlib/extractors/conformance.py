@@ -196,10 +196,7 @@ def _agreement(case: Case) -> Finding:
     if figure < PLAIN_TOLERANCE or case.exact_forward is None:
         return _judged(figure < PLAIN_TOLERANCE, "equals the plain forward", "not what a plain forward gives", figure)
     with torch.inference_mode():
-        again = case.plain_forward(case.clips[1:])[0].numpy()
         exact = case.exact_forward(case.clips[1:])[0].numpy().ravel()
-    if not np.array_equal(again, case.plain_feature()):
-        return _judged(False, "", "not what a plain forward gives, which gives other values each time", figure)
     allowed = min(MOST_ROUNDING, 2 * relative_l2(case.plain_feature().ravel(), exact))
     good = f"within {allowed:.2g}, twice what fp32 itself strays from float64 on these weights"
     return _judged(figure < allowed, good, f"further from a plain forward than {allowed:.2g}", figure)
