@@ -34,7 +34,6 @@ class Case:
         frames: uint8 (num_frames, H, W, 3), one more than a clip has.
         frame_idx: (2, frames in a clip).
         plain_forward: The implementation to agree with; None when there is none.
-        exact_forward: The same in float64; None when it is another's.
         engine: Of batches of two clips.
         flow: Between neighbouring frames, made up, for networks that read it.
         kept: What was computed once already.
@@ -48,7 +47,6 @@ class Case:
     plain_forward: PlainForward | None
     engine: Engine
     flow: Flow | None = None
-    exact_forward: PlainForward | None = None
     kept: dict[object, FloatArray] = field(default_factory=dict)
 
     @property
@@ -109,29 +107,13 @@ def make_case(
         safetensors.torch.save_file(state, path)
         resolved = resolve(ModelConfig.model_validate({**config, "weights": str(path)}), StoreOptions())
     data = payload(resolved, StoreOptions())
-    state = safetensors.torch.load(data)
-    forward = plain_forward or plain.forward(network, resolved, state)
-    exact = None if plain_forward or forward is None else _exact(network, resolved, state)
+    forward = plain_forward or plain.forward(network, resolved, safetensors.torch.load(data))
     flow = None
     if resolved.input.flow is not None:
         following = np.arange(resolved.frames)
         values = plain.made_up_flow(frames[:-1], frames[1:])
         flow = Flow(np.stack([following, following + 1], axis=1), values)
-    return Case(
-        network, resolved, data, frames, frame_idx, forward, Engine([resolved], data, batch_size=2), flow, exact
-    )
-
-
-def _exact(network: Network, resolved: ResolvedModel, state: dict[str, Tensor]) -> PlainForward:
-    """The plain forward in float64, built when it is asked for."""
-
-    def run(clips: plain.UInt8Clips) -> Tensor:
-        forward = plain.forward(network, resolved, state, torch.float64)
-        if forward is None:
-            raise ValueError(f"layer {resolved.layer} is no module")
-        return forward(clips)
-
-    return run
+    return Case(network, resolved, data, frames, frame_idx, forward, Engine([resolved], data, batch_size=2), flow)
 
 
 def relative_l2(value: FloatArray, reference: FloatArray) -> float:

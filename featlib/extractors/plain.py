@@ -72,14 +72,8 @@ def settled_state(network: Network, seed: int, reads: InputSpec, clips: UInt8Cli
     return {k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}
 
 
-def forward(
-    network: Network, resolved: "ResolvedModel", state: StateDict, dtype: torch.dtype = torch.float32
-) -> Callable[[UInt8Clips], Tensor] | None:
-    """The network's own module as a function from clips to float32 features (N, ...); None when its layer is no module.
-
-    Args:
-        dtype: Of the arithmetic.
-    """
+def forward(network: Network, resolved: "ResolvedModel", state: StateDict) -> Callable[[UInt8Clips], Tensor] | None:
+    """The network's own module as a function from clips to features (N, ...); None when its layer is no module."""
     module = network.construct(resolved.settings).eval()
     own = module.state_dict()
     if own.keys() != state.keys():
@@ -87,15 +81,14 @@ def forward(
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
-    module.to(dtype)
     reads, layer = resolved.input, resolved.layer
     if layer == "penultimate":
-        return lambda clips: _last_input(module, prepared(reads, clips).to(dtype))
+        return lambda clips: _last_input(module, prepared(reads, clips))
     if layer in ("logits", "probabilities"):
-        return lambda clips: _output(module, prepared(reads, clips).to(dtype), softmax=layer == "probabilities")
+        return lambda clips: _output(module, prepared(reads, clips), softmax=layer == "probabilities")
     if layer not in dict(module.named_modules()):
         return None
-    return lambda clips: _value(module, layer, prepared(reads, clips).to(dtype))
+    return lambda clips: _value(module, layer, prepared(reads, clips))
 
 
 def _output(module: nn.Module, x: Tensor, *, softmax: bool) -> Tensor:
