@@ -138,7 +138,8 @@ def run_conformance(name: str, folder: Path) -> tuple[Finding, ...]:
         findings = check(name, weights=f"random:{SEED}", clip_sampling=clip_sampling)
     assert tuple(f.check for f in findings) == CHECKS
     left_out = {"precision fp16"} if described.flops > FP16_FLOPS_ON_CPU else set()
-    assert [f for f in findings if f.passed is not True and f.check not in left_out] == []
+    wrong = [f for f in findings if f.passed is not True and f.check not in left_out]
+    assert wrong == [], "; ".join(f"{f.check}: {f.message} ({f.figure})" for f in wrong)
     assert {f.check for f in findings if f.passed is None} == left_out
     return findings
 
