@@ -1,0 +1,1 @@
+"""What featlib does beside what people would use instead, in one run; `make bench` prints it. See README.md here."""
