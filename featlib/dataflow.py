@@ -101,6 +101,13 @@ def start_local_ray(*, num_cpus: float, object_store_mb: int, num_gpus: int | No
     return str(context.address_info["gcs_address"])
 
 
+def is_connected() -> bool:
+    """Whether this process has joined a Ray."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 def connect_ray(address: str) -> None:
     """Joins a running Ray.
 

@@ -18,6 +18,7 @@ from featlib.publisher import remove_history
 from featlib.run import Run, Task
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance, to_json
+from featlib.start import RayStart
 from featlib.storage import Store, StoreOptions
 from featlib.summary import Summary
 
@@ -49,6 +50,9 @@ def extract(
         models = tuple(resolve(model, options) for model in config.models)
         provenance = {m.label: partition.provenance(config.dataset, m) for m in models}
         partition.check(store, keys, provenance)
+        ray = RayStart(config, models, store)
+        if not store.list(keys.plan):  # nothing was ever planned, so there is work; else there may be none
+            ray.begin()
         with Claim(store, keys) as claim:
             shown.stage("reading the manifest")
             claim.settle()
@@ -57,7 +61,7 @@ def extract(
             on_event("plan_written", str(len(plan.ids)))
             partition.register(store, keys, provenance)
             remove_history(store, keys, list(provenance))
-            task = _task(config, store, keys, models, provenance, plan, selected)
+            task = _task(config, store, keys, models, provenance, plan, selected, ray)
             run = Run(task, claim, shown, on_event)
             if task.backlog.num_items:
                 run.work()
@@ -81,6 +85,7 @@ def _task(
     provenance: Mapping[str, Provenance],
     plan: Plan,
     selected: Rows,
+    ray: RayStart,
 ) -> Task:
     """Plan minus published: what this run has to do."""
     ledger = Ledger(plan, list(provenance))
@@ -96,7 +101,7 @@ def _task(
     }
     backlog = Backlog(plan, needs, {label: p.fingerprint for label, p in provenance.items()})
     items = PlanItems(store, plan)
-    return Task(config, store, keys, models, provenance, items, backlog, ledger, frozenset(replaced.values()))
+    return Task(config, store, keys, models, provenance, items, backlog, ledger, frozenset(replaced.values()), ray)
 
 
 def _summary(task: Task, run: Run, selected: Rows) -> Summary:

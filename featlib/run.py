@@ -28,6 +28,7 @@ from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
 from featlib.shards.staging import list_pieces, stage
 from featlib.spec import Segment
+from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
 from featlib.workers import MAX_ATTEMPTS, died_report, finished_entry
@@ -57,6 +58,7 @@ class Task:
     backlog: Backlog
     ledger: Ledger
     replaced: frozenset[str]
+    ray: RayStart
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -154,9 +156,9 @@ class Run:
     def _start(self) -> "tuple[Flow, Pools]":
         """Connects Ray and reads the weights for shipping: once, and only when there is something to decode."""
         if self._ray is None:
-            started = time.monotonic()
             self._shown.stage("starting Ray")
-            pools = _pools(self._task)
+            pools, waited_s = self._task.ray.pools()
+            started = time.monotonic() - waited_s
             self._ray = _flow(self._task, self._id), pools
             self.pools = str(pools)
             self.seconds.workers["decode"] = pools.decode_workers
@@ -233,22 +235,6 @@ class Run:
         done = [p.key for s in task.backlog.shards for p in staged.get(s, ()) if is_spent(p, task.provenance)]
         task.store.delete(done)
         task.store.sweep_temporary()
-
-
-def _pools(task: Task) -> Pools:
-    from featlib.dataflow import join_or_start
-    from featlib.extractors.flow_method import flow_kind
-    from featlib.pools import Sizes
-
-    c = task.config
-    return join_or_start(
-        c.ray_address,
-        Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device, c.flow_workers),
-        {m.label: m.input.kind for m in task.models},
-        flow_kind(m.input.flow_spec for m in task.models),
-        local_output=task.store.url if task.store.is_local else None,
-        object_store_mb=c.object_store_mb,
-    )
 
 
 def _flow(task: Task, run: str) -> "Flow":
