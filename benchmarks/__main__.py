@@ -3,13 +3,17 @@
 import argparse
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import cast
 
 from benchmarks import table
 from benchmarks.clips import make_clips
@@ -24,19 +28,65 @@ WORKLOADS = {
     "three_models": "benchmarks.decode_once:three_models",
     "quality": "benchmarks.quality:bf16_classes",
     "gpu": "benchmarks.gpu:forward",
+    **{
+        name: f"benchmarks.{name}"
+        for name in ("decode", "pixels", "forward", "scale")
+        if importlib.util.find_spec(f"benchmarks.{name}")
+    },
 }
-"""By name, where it is found; those without arguments run in this order."""
+"""By name, the function that measures, or a module whose public functions from a setting to an outcome all do.
+
+Without names on the command line they run in this order."""
 
 
 def workload(name: str) -> Workload:
     """The function behind a name."""
-    module, _, function = WORKLOADS[name].partition(":")
-    found: Workload = getattr(importlib.import_module(module), function)
-    return found
+    path, _, function = WORKLOADS[name].partition(":")
+    module = importlib.import_module(path)
+    if function:
+        return cast(Workload, getattr(module, function))
+    return partial(_one_after_the_other, workloads_of(module))
+
+
+def workloads_of(module: ModuleType) -> list[Workload]:
+    """The public functions of a module that take a setting and give an outcome.
+
+    Raises:
+        ValueError: There is none.
+    """
+    functions = [
+        f for n, f in inspect.getmembers(module, inspect.isfunction) if n[0] != "_" and _is_workload(f, module)
+    ]
+    if not functions:
+        raise ValueError(f"{module.__name__} has no function from a Setting to an Outcome")
+    return sorted(functions, key=lambda f: f.__code__.co_firstlineno)
+
+
+def _is_workload(function: FunctionType, module: ModuleType) -> bool:
+    signature = inspect.signature(function, eval_str=True)
+    takes = [p.annotation for p in signature.parameters.values()]
+    return function.__module__ == module.__name__ and takes == [Setting] and signature.return_annotation is Outcome
+
+
+def _one_after_the_other(workloads: Sequence[Workload], setting: Setting) -> Outcome:
+    """All of several workloads, each in a scratch of its own."""
+    outcomes = []
+    for i, measure in enumerate(workloads):
+        scratch = setting.scratch / str(i)
+        scratch.mkdir()
+        outcomes.append(measure(replace(setting, scratch=scratch)))
+    return Outcome(
+        tuple(f for o in outcomes for f in o.figures),
+        tuple(t for o in outcomes for t in o.targets),
+        tuple(c for o in outcomes for c in o.checks),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    unknown = set(given.names) - set(WORKLOADS)
+    if unknown:
+        raise SystemExit(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
     machine = this_machine()
     with tempfile.TemporaryDirectory(prefix="featlib-bench-") as scratch:
         clips, material = _clips(given, Path(scratch))

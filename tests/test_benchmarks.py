@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, pipelines
+from benchmarks import breakdown, pipelines, progress
 from benchmarks import table as tables
 from benchmarks.clips import Clip, choose, inspected, make_clips, repeated, write
 from benchmarks.features import NO_ROWS, Rows, UnequalError, check_equal, read_rows
@@ -205,7 +206,29 @@ def test_subjects_take_turns() -> None:
 
 @pytest.mark.parametrize("name", sorted(command.WORKLOADS))
 def test_every_workload_is_where_the_command_looks_for_it(name: str) -> None:
-    assert command.workload(name).__doc__
+    assert callable(command.workload(name))
+
+
+def half(setting: Setting) -> Outcome:
+    return Outcome((Figure("half", setting.scratch.name, "s", (1.0,)),), checks=("half",))
+
+
+def whole(setting: Setting) -> Outcome:
+    return Outcome((Figure("whole", setting.scratch.name, "s", (2.0,)),), checks=("whole",))
+
+
+def test_a_module_runs_all_its_workloads_each_in_its_own_scratch(tmp_path: Path) -> None:
+    assert command.workloads_of(sys.modules[__name__]) == [half, whole]
+    outcome = command._one_after_the_other([half, whole], Setting(tmp_path, tmp_path))
+    assert [(f.workload, f.subject) for f in outcome.figures] == [("half", "0"), ("whole", "1")]
+    assert outcome.checks == ("half", "whole")
+    with pytest.raises(ValueError, match=r"benchmarks.progress has no function"):
+        command.workloads_of(progress)
+
+
+def test_an_unknown_workload_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(SystemExit, match="no workload resnet5; there are resnet50, "):
+        command.main(["resnet5"])
 
 
 def test_the_command_prints_the_machine_and_writes_json(
