@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -93,15 +94,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         head = "\n".join(filter(None, [machine.text(), f"clips: {material}; {given.rounds} rounds", machine.warning]))
         print(head, flush=True)
         options = dict(pair.split("=", 1) for pair in given.option)
-        outcomes = {}
+        result = Result(machine, material, given.small)
         for name in given.names or WORKLOADS:
             say(name)
             folder = Path(scratch) / name
             folder.mkdir()
-            outcomes[name] = workload(name)(Setting(clips, folder, given.rounds, given.small, options))
-            _save(given.json, machine, material, given.small, outcomes)
-    print(f"\n{table.text(list(outcomes.values()))}\n\n{given.json}")
-    return 0
+            result.run(name, Setting(clips, folder, given.rounds, given.small, options))
+            shutil.rmtree(folder)
+            result.save(given.json)
+    print(f"\n{result.text()}\n\n{given.json}")
+    return 1 if result.failures else 0
+
+
+class Result:
+    """What is known so far. A workload that fails is told of at the end; it does not take the others along."""
+
+    def __init__(self, machine: Machine, clips: str, is_small: bool) -> None:
+        self._about = {"machine": asdict(machine), "clips": clips, "small": is_small}
+        self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, str] = {}
+
+    def run(self, name: str, setting: Setting) -> None:
+        try:
+            self.outcomes[name] = workload(name)(setting)
+        except Exception as error:  # noqa: BLE001 — told of in the table, and by the exit code
+            self.failures[name] = f"{type(error).__name__}: {error}"
+            say(f"{name} FAILED: {self.failures[name]}")
+
+    def save(self, path: Path) -> None:
+        """Writes JSON; after each workload, because a run of an hour may be broken off."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        outcomes = {name: outcome.to_dict() for name, outcome in self.outcomes.items()}
+        path.write_text(json.dumps({**self._about, "workloads": outcomes, "failures": self.failures}, indent=2) + "\n")
+
+    def text(self) -> str:
+        failed = [f"FAILED {name}: {error}" for name, error in self.failures.items()]
+        return "\n".join([table.text(list(self.outcomes.values())), *failed])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,18 +152,6 @@ def _clips(given: argparse.Namespace, scratch: Path) -> tuple[Path, str]:
         kind = {"count": 2, "num_frames": 24, "small": True} if given.small else {}
         return make_clips(scratch / "clips", **kind), "generated"
     return Path(folder), f"real ones of {folder}"
-
-
-def _save(path: Path, machine: Machine, material: str, is_small: bool, outcomes: dict[str, Outcome]) -> None:
-    """What is known so far, after each workload: a run of an hour may be broken off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "machine": asdict(machine),
-        "clips": material,
-        "small": is_small,
-        "workloads": {name: outcome.to_dict() for name, outcome in outcomes.items()},
-    }
-    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.features import UnequalError, relative_l2
 from benchmarks.figures import Figure, Outcome, Setting, Target, interleaved
-from featlib.config import ModelConfig
+from featlib.config import ModelConfig, Precision
 from featlib.extractors.build import build
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
@@ -28,7 +28,7 @@ def forward(setting: Setting) -> Outcome:
     """Rows a second of each network in each half precision."""
     if not torch.cuda.is_available():
         return Outcome(tuple(Figure(f"GPU, {n}", "featlib", "rows/s", (), "no CUDA device here") for n in NETWORKS))
-    outcomes = [_one(name, p, setting.rounds) for name in NETWORKS for p in _PRECISIONS]
+    outcomes = [engine_and_loop(name, p, "cuda", setting.rounds) for name in NETWORKS for p in _PRECISIONS]
     return Outcome(
         tuple(f for o in outcomes for f in o.figures),
         tuple(t for o in outcomes for t in o.targets),
@@ -36,14 +36,19 @@ def forward(setting: Setting) -> Outcome:
     )
 
 
-def _one(name: str, precision: str, rounds: int) -> Outcome:
+def engine_and_loop(name: str, precision: Precision, device: str, rounds: int) -> Outcome:
+    """One network in one precision on one device.
+
+    Raises:
+        UnequalError: The engine's features are not those of the bare loop.
+    """
     title = f"GPU, {name} {precision}"
     model = resolve(ModelConfig(network=name, weights="random:0", precision=precision), StoreOptions())
     weights = payload(model, StoreOptions())
-    engine = Engine((model,), weights, device="cuda")
+    engine = Engine((model,), weights, device=device)
     frames = _frames(model, engine.batch_size)
     frame_idx = np.arange(len(frames)).reshape(engine.batch_size, model.frames)
-    bare = _Bare(model, weights, frames, precision)
+    bare = _Bare(model, weights, frames, device)
     check = _check(title, engine.run(frames, frame_idx)[0].features, bare.features())
     calls = {"featlib": partial(engine.run, frames, frame_idx), "bare autocast loop": bare.forward}
     measured = interleaved([(n, partial(_rate, call, engine.batch_size)) for n, call in calls.items()], rounds)
@@ -57,17 +62,17 @@ def _one(name: str, precision: str, rounds: int) -> Outcome:
 class _Bare:
     """The network in channels-last under autocast, its normalised input already on the device."""
 
-    def __init__(self, model: ResolvedModel, weights: bytes, frames: np.ndarray, precision: str) -> None:
+    def __init__(self, model: ResolvedModel, weights: bytes, frames: np.ndarray, device: str) -> None:
         memory_format = torch.channels_last if model.input.is_flat else torch.channels_last_3d
-        self._module = build(model, weights).cuda().to(memory_format=memory_format)
-        x = torch.from_numpy(frames).cuda().reshape(-1, model.frames, *frames.shape[1:]).permute(0, 4, 1, 2, 3)
-        mean, std = (torch.tensor(v, device="cuda").reshape(1, 3, 1, 1, 1) for v in (model.input.mean, model.input.std))
+        self._module = build(model, weights).to(device).to(memory_format=memory_format)
+        x = torch.from_numpy(frames).to(device).reshape(-1, model.frames, *frames.shape[1:]).permute(0, 4, 1, 2, 3)
+        mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1, 1) for v in (model.input.mean, model.input.std))
         x = (x.float() / 255 - mean) / std
         self._x = (x[:, :, 0] if model.input.is_flat else x).contiguous(memory_format=memory_format)
-        self._dtype = _PRECISIONS[precision]
+        self._device, self._dtype = device, _PRECISIONS[model.precision]
 
     def forward(self) -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast("cuda", dtype=self._dtype):
+        with torch.inference_mode(), torch.autocast(self._device, dtype=self._dtype):
             return self._module(self._x)[0]
 
     def features(self) -> np.ndarray:
@@ -82,14 +87,19 @@ def _frames(model: ResolvedModel, batch: int) -> np.ndarray:
 
 def _rate(call: Callable[[], object], batch: int) -> float:
     """Rows a second over some seconds; the device is idle before and after."""
-    call()
-    torch.cuda.synchronize()
+    _finished(call)
     batches, started = 0, time.perf_counter()
-    while time.perf_counter() - started < _SECONDS:
-        call()
+    while not batches or time.perf_counter() - started < _SECONDS:
+        _finished(call)
         batches += 1
-        torch.cuda.synchronize()
     return batches * batch / (time.perf_counter() - started)
+
+
+def _finished(call: Callable[[], object]) -> None:
+    """A call, and the wait until the device has done it."""
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _check(title: str, found: np.ndarray, wanted: np.ndarray) -> str:

@@ -36,8 +36,8 @@ class Parts:
 class Limit:
     """Processes that together keep every core busy with one thing; made by ``limit_of``."""
 
-    def __init__(self, processes: Sequence["subprocess.Popen[str]"], cores: int) -> None:
-        self._processes = processes
+    def __init__(self, processes: Sequence["subprocess.Popen[str]"], cores: int, said: Path = Path(os.devnull)) -> None:
+        self._processes, self._said = processes, said
         self.cores = cores
 
     def ask(self, order: str) -> list[dict[str, float]]:
@@ -53,7 +53,7 @@ class Limit:
     def _answer(self, process: "subprocess.Popen[str]", order: str) -> dict[str, float]:
         line = process.stdout.readline() if process.stdout else ""
         if not line:
-            raise RuntimeError(f"the limit's process ended at {order!r}; what it said stands above")
+            raise RuntimeError(f"the limit's process ended at {order!r}: {self._said.read_text()[-2000:]}")
         answer: dict[str, float] = json.loads(line)
         return answer
 
@@ -79,13 +79,15 @@ def limit_of(job: Job, scratch: Path, *, compiles: bool = True, most: int = _MOS
     word = "compiled" if compiles else "as-is"
     command = [sys.executable, "-m", "benchmarks.limit_worker", str(path), str(max(1, cores // count)), word]
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "compiled")}
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env={**environment(), **kept}, text=True, stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE)
-        for _ in range(count)
-    ]  # fmt: skip
+    said = scratch / "limit.log"
+    with said.open("w") as log:
+        processes = [
+            subprocess.Popen(command, cwd=ROOT, env={**environment(), **kept}, text=True, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, stderr=log)
+            for _ in range(count)
+        ]  # fmt: skip
     try:
-        limit = Limit(processes, max(count, cores // count * count))
+        limit = Limit(processes, cores // count * count, said)
         for process in processes:
             limit._answer(process, "start")
         yield limit

@@ -101,8 +101,8 @@ def _rate(short: Ran | None, long: Ran) -> float:
         return len(long.rows) / long.whole_s
     seconds = long.whole_s - short.whole_s
     if seconds <= 0:
-        raise RuntimeError(f"{len(long.rows)} rows took {long.whole_s:.1f} s, {len(short.rows)} took "
-                           f"{short.whole_s:.1f} s: give more clips")  # fmt: skip
+        took = f"{len(long.rows)} rows took {long.whole_s:.1f} s, {len(short.rows)} took {short.whole_s:.1f} s"
+        raise RuntimeError(f"{took}: this machine was busy with other things, or the clips are too few")
     return (len(long.rows) - len(short.rows)) / seconds
 
 

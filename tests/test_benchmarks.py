@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, pipelines, progress
+from benchmarks import breakdown, gpu, pipelines, progress
 from benchmarks import table as tables
 from benchmarks.clips import Clip, choose, inspected, make_clips, repeated, write
 from benchmarks.features import NO_ROWS, Rows, UnequalError, check_equal, read_rows
@@ -82,6 +82,14 @@ def test_the_limit_takes_the_faster_decoder_and_all_cores() -> None:
     assert parts.rate(2) == pytest.approx(2 / 0.45)
 
 
+def test_the_engine_and_the_bare_loop_of_the_gpu_rows_do_equal_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_SECONDS", 0.0)
+    outcome = gpu.engine_and_loop("squeezenet1_1", "bf16", "cpu", rounds=1)
+    assert [f.subject for f in outcome.figures] == ["featlib", "bare autocast loop"]
+    assert outcome.targets[0].measured == outcome.figures[0].value / outcome.figures[1].value
+    assert "relative L2" in outcome.checks[0]
+
+
 def rows(features: list[list[float]], names: str = "abc") -> Rows:
     keys = tuple((name, 0) for name in names[: len(features)])
     return Rows(keys, np.array(features, np.float32))
@@ -148,7 +156,7 @@ def test_the_rate_is_what_the_long_run_does_more() -> None:
     subject.short_runs, subject.long_runs = [ran(1, 10.0)], [ran(3, 14.0)]
     assert pipelines._rate(subject.short_runs[0], subject.long_runs[0]) == 0.5
     assert subject.note([0.5]) == "start 8.0 s"
-    with pytest.raises(RuntimeError, match="give more clips"):
+    with pytest.raises(RuntimeError, match="the clips are too few"):
         pipelines._rate(ran(1, 10.0), ran(3, 10.0))
 
 
@@ -243,6 +251,23 @@ def test_the_command_prints_the_machine_and_writes_json(
     written = json.loads(target.read_text())
     assert written["machine"]["cores"] >= 1
     assert written["workloads"]["gpu"]["figures"][0]["rounds"] == [10.0, 8.0, 9.0]
+
+
+def test_a_workload_that_fails_leaves_the_others_and_the_exit_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(setting: Setting) -> Outcome:
+        if setting.scratch.name == "gpu":
+            raise UnequalError("daft: 1 rows are missing")
+        return Outcome(FIGURES)
+
+    monkeypatch.setattr(command, "workload", lambda name: measure)
+    assert command.main(["gpu", "quality", "--small", "--json", str(tmp_path / "results.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED gpu: UnequalError: daft: 1 rows are missing" in printed
+    assert "NOT" not in printed
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert (list(written["workloads"]), list(written["failures"])) == (["quality"], ["gpu"])
 
 
 def test_a_missing_package_is_named_with_the_way_to_it() -> None:
