@@ -1,7 +1,7 @@
 """The packets of a video stream, read without decoding: which frames there are, when, and where decoding can begin."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
@@ -19,8 +19,6 @@ from featlib.media.times import Bools, FrameTimes, Int64s
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
-
-    Keep = Callable[[Packet[VideoStream]], None]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -98,17 +96,19 @@ class PacketIndex:
         return replace(self, times=times, packet_of=self.packet_of[:num_frames])
 
 
-def read_index(video: OpenVideo, source: Source, progress: Callable[[], None], keep: "Keep") -> PacketIndex:
+def read_index(
+    video: OpenVideo, source: Source, demuxed: "Iterable[Packet[VideoStream]]", progress: Callable[[], None]
+) -> PacketIndex:
     """Reads all packets once.
 
     Args:
-        keep: Is given every packet that counts.
+        demuxed: The packets, from the first on.
 
     Raises:
         MediaError: ``no_frames`` when the stream holds no packet that could be shown.
         FeatlibError: What the store raised.
     """
-    packets = _read_packets(video, progress, keep)
+    packets = _read_packets(video, demuxed, progress)
     if not packets.num_frames.any():
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
     cut = _cut(video, source, packets)
@@ -117,13 +117,13 @@ def read_index(video: OpenVideo, source: Source, progress: Callable[[], None], k
     return timed(video, packets, cut)
 
 
-def _read_packets(video: OpenVideo, progress: Callable[[], None], keep: "Keep") -> Packets:
+def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", progress: Callable[[], None]) -> Packets:
     rows: list[tuple[int, ...]] = []
     types: list[str] = []
     failure = None
     codec, is_avi = video.codec, video.format == "avi"
     try:
-        for packet in video.container.demux(video.stream):
+        for packet in demuxed:
             if not packet.size:
                 continue
             num_frames = 0 if packet.is_discard else 1
@@ -144,7 +144,6 @@ def _read_packets(video: OpenVideo, progress: Callable[[], None], keep: "Keep") 
                     -1 if packet.pos is None else packet.pos,
                 )
             )
-            keep(packet)
             progress()
     except MemoryError:
         raise

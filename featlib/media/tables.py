@@ -49,9 +49,7 @@ def table_index(video: OpenVideo, source: Source, first: "Packet[VideoStream]") 
     return None if index.is_counted else PacketIndex(index.times, packets, index.packet_of, False, None, True)
 
 
-def _packets(
-    codec: str, dts: Int64s, size: Int64s, is_key: np.ndarray, offset: Int64s, table: SampleTable
-) -> Packets:
+def _packets(codec: str, dts: Int64s, size: Int64s, is_key: np.ndarray, offset: Int64s, table: SampleTable) -> Packets:
     shift = max(-int(table.offsets.min()), 0)  # as FFmpeg's mov.c, so that no frame is shown before it is decoded
     return Packets(
         pts=dts + table.offsets + shift,
@@ -70,7 +68,7 @@ def _packets(
 
 def is_packet(packets: Packets, position: int, packet: "Packet[VideoStream]") -> bool:
     """Whether the packet that was read is the one that the index has at ``position``."""
-    return bool(
+    return position < len(packets.pts) and bool(
         packet.pts == packets.pts[position]
         and packet.dts == packets.dts[position]
         and packet.size == packets.size[position]
