@@ -226,6 +226,7 @@ def _decoded_frames(
     reader: VideoReader, index: PacketIndex, plan: ReadPlan, report: DecodeReport
 ) -> "Iterator[tuple[int, VideoFrame]]":
     """What the plan's runs give; where they step over frames, only until damage is met."""
+    reader.expect(index, plan.packet_spans(index))
     if plan.runs == (plan.whole,):
         yield from decode_run(reader, index, plan.whole, report)
         return

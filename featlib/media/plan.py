@@ -60,6 +60,14 @@ class ReadPlan:
     whole: Run
     empty: dict[str, MediaError]
 
+    def packet_spans(self, index: PacketIndex) -> list[tuple[int, int]]:
+        """The packets ``[start, stop)`` that the runs need."""
+        if self.runs != (self.whole,):
+            return [(run.start_packet, run.stop_packet) for run in self.runs]
+        start = self.whole.start_packet
+        shown = index.packet_of[: self.whole.stop_frame]
+        return [(start, int(shown.max()) + 1)]
+
 
 @dataclass(frozen=True)
 class Picked:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     NumberedPackets = Iterator[tuple[int, Packet[VideoStream]]]
 
 KEPT_BYTES = 32 << 20  # of packets that are not read a second time
-NEAR_BYTES = 256 << 10  # read on rather than jump: one buffer of FFmpeg
+NEAR_BYTES = 64 << 10  # over a gap up to this one reads on rather than jump
 
 
 class TablesDifferError(Exception):
@@ -87,6 +87,21 @@ class VideoReader:
                 self._kept.clear()
             yield packet
 
+    def expect(self, index: PacketIndex, spans: list[tuple[int, int]]) -> None:
+        """Says which packets ``[start, stop)`` will be read, so that the store can fetch them beforehand.
+
+        Only where the tables say where they lie; elsewhere there is one stream.
+        """
+        if not index.is_from_tables:
+            return
+        offset, size = index.packets.offset, index.packets.size
+        ranges: list[tuple[int, int]] = []
+        for first, stop in sorted((int(offset[a:b].min()), int((offset + size)[a:b].max())) for a, b in spans if a < b):
+            if ranges and first <= ranges[-1][1] + NEAR_BYTES:
+                first, stop = ranges[-1][0], max(ranges.pop()[1], stop)
+            ranges.append((first, stop))
+        self.source.expect(ranges)
+
     def packets_from(self, index: PacketIndex, start: int) -> "NumberedPackets":
         """(number, packet) in decode order, the first one at or before ``start``.
 
@@ -102,8 +117,10 @@ class VideoReader:
     def _is_near(self, index: PacketIndex, start: int) -> bool:
         if self._next is None or self._next > start:
             return False
-        offset = index.packets.offset
-        gap_bytes = int(offset[start] - offset[self._next]) if self._next < start else 0
+        if not 0 < self._next < start:
+            return self._next == start
+        offset, size = index.packets.offset, index.packets.size
+        gap_bytes = int(offset[start] - offset[self._next - 1] - size[self._next - 1])
         return not index.is_from_tables or gap_bytes <= NEAR_BYTES
 
     def _jump(self, index: PacketIndex, start: int) -> None:
