@@ -51,3 +51,22 @@ def display_order(types: str) -> list[int]:
 def vp8_is_shown(first_byte: int) -> bool:
     """The show_frame bit of a VP8 frame tag (RFC 6386 section 9.1); alternate reference frames have it at 0."""
     return bool(first_byte & 0x10)
+
+
+_MARK_UNREFERRED = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})  # measured; VP8, VP9 and AV1 gain nothing
+_HVCC_LAYERS = 21  # ISO/IEC 14496-15 section 8.3.2.1.2: the byte with numTemporalLayers
+
+
+def can_skip_unreferred(codec: str, extradata: bytes | None) -> bool:
+    """Whether pictures that say that no other refers to them can be left out without changing another.
+
+    In HEVC they say so only for their own temporal layer, so there may be no second one.
+    """
+    if codec == "hevc":
+        head = bytes(extradata or b"")[: _HVCC_LAYERS + 1]
+        return len(head) > _HVCC_LAYERS and head[0] == 1 and head[_HVCC_LAYERS] >> 3 & 7 == 1
+    return codec in _MARK_UNREFERRED
+
+
+# A keyframe of theirs needs nothing before it, so frames that nobody needs can be stepped over up to the next one.
+STEPPED_OVER = _MARK_UNREFERRED | {"hevc", "vp8", "vp9", "av1", "mjpeg", "prores", "dnxhd"}

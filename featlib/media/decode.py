@@ -2,8 +2,9 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,18 +15,22 @@ from featlib.media.frames import DecodeReport, decode_run
 from featlib.media.images import is_image, read_image
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.limits import Limits
-from featlib.media.open import open_video
 from featlib.media.pixels import Allocate, PixelStore, allocate_arrays
 from featlib.media.plan import Picked, ReadPlan, num_segments, pick_all, pixel_specs, read_plan
+from featlib.media.reading import TablesDifferError, VideoReader
 from featlib.media.sampling import TimeRange
 from featlib.media.source import Source, load
 from featlib.resize import output_size
-from featlib.spec import Clip, Decoded, MediaFacts, MediaItem, Segment, Want
+from featlib.spec import Clip, Decoded, FrameSampling, MediaFacts, MediaItem, Segment, Want
 from featlib.storage import StoreOptions, open_media
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 _SIGNS_OF_A_CUT = ("unknown_format", "no_video_stream", "unsupported_codec", "no_frames", "corrupt")
 _KEPT_INDEXES = 2  # long items come segment by segment; reading all packets of a file each time would be quadratic
-_recent: "OrderedDict[tuple[str, str | None, int | None], tuple[PacketIndex, MediaFacts]]" = OrderedDict()
+_Key = tuple[str, str | None, int | None, bool]
+_recent: OrderedDict[_Key, tuple[PacketIndex, MediaFacts]] = OrderedDict()
 
 
 def _no_progress() -> None:
@@ -125,26 +130,44 @@ def _decode_image(job: _Job, source: Source) -> Decoded:
 
 
 def _decode_video(job: _Job, source: Source) -> Decoded:
-    index = _index(job, source)
+    with VideoReader(source, job.limits.max_pixels, job.progress) as reader:
+        if not _asks_for_keyframes(job.wants):  # tables do not flag all of them
+            try:
+                return _decode_by(job, reader, may_use_tables=True)
+            except TablesDifferError:
+                reader.close()
+        return _decode_by(job, reader, may_use_tables=False)
+
+
+def _asks_for_keyframes(wants: tuple[Want, ...]) -> bool:
+    return any(isinstance(want.sampling, FrameSampling) and want.sampling.policy == "keyframes" for want in wants)
+
+
+def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decoded:
+    index = _index(job, reader, may_use_tables)
     picked, segment = _resolve(job, index)
     plan = read_plan(index, picked, job.wants, segment)
-    store, report = _read_frames(job, source, index, plan)
+    store, report = _read_frames(job, reader, index, plan)
+    if plan.runs != (plan.whole,) and (report.message is not None or report.num_wanted < len(plan.wanted)):
+        plan = replace(plan, runs=(plan.whole,))
+        store, report = _read_frames(job, reader, index, plan)
     if _is_overcounted(index, plan, report):
         index = index.first(report.num_frames)
         picked = pick_all(index, job.item, job.wants)
         plan = read_plan(index, picked, job.wants, segment)
-        store, report = _read_frames(job, source, index, plan)
+        store, report = _read_frames(job, reader, index, plan)
     return _finish(job, index, plan, store, report)
 
 
-def _index(job: _Job, source: Source) -> PacketIndex:
-    key = job.item.uri, source.etag, source.size
+def _index(job: _Job, reader: VideoReader, may_use_tables: bool) -> PacketIndex:
+    source = reader.source
+    key = job.item.uri, source.etag, source.size, may_use_tables
     if source.etag is not None and key in _recent:
         _recent.move_to_end(key)
         index, job.facts = _recent[key]
         return index
     try:
-        index = _read_index(job, source)
+        index = _read_index(job, reader, may_use_tables)
     except MediaError as error:
         missing = missing_bytes(source) if error.error_class in _SIGNS_OF_A_CUT else 0
         if not missing:
@@ -157,11 +180,14 @@ def _index(job: _Job, source: Source) -> PacketIndex:
     return index
 
 
-def _read_index(job: _Job, source: Source) -> PacketIndex:
-    with open_video(source, job.limits.max_pixels, job.progress) as video:
-        context = video.stream.codec_context
-        job.facts = replace(job.facts, codec=video.codec, width=context.width or None, height=context.height or None)
-        index = read_index(video, source, job.progress)
+def _read_index(job: _Job, reader: VideoReader, may_use_tables: bool) -> PacketIndex:
+    video = reader.video
+    context = video.stream.codec_context
+    job.facts = replace(job.facts, codec=video.codec, width=context.width or None, height=context.height or None)
+    index = reader.table_index() if may_use_tables else None
+    if index is None:
+        packets = reader.all_packets()
+        index = read_index(reader.video, reader.source, packets, job.progress)
     job.facts = replace(job.facts, duration_s=index.times.duration_s)
     return index
 
@@ -179,22 +205,38 @@ def _resolve(job: _Job, index: PacketIndex) -> tuple[Picked, Segment]:
     return picked, job.segment
 
 
-def _read_frames(job: _Job, source: Source, index: PacketIndex, plan: ReadPlan) -> tuple[PixelStore, DecodeReport]:
+def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadPlan) -> tuple[PixelStore, DecodeReport]:
     store = PixelStore(plan.frames, pixel_specs(job.wants), job.allocate)
     report = DecodeReport()
     wanted = set(plan.wanted.tolist())
     num_outside = 0
-    for run in plan.runs:
-        for ordinal, frame in decode_run(source, index, run, job.limits.max_pixels, report, job.progress):
-            job.progress()
-            num_outside += not plan.low <= ordinal < plan.high
-            if ordinal in wanted:
-                rgb = upright_rgb(frame, job.limits.max_pixels)
-                job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
-                store.put(ordinal, rgb)
+    for ordinal, frame in _decoded_frames(reader, index, plan, report):
+        job.progress()
+        num_outside += not plan.low <= ordinal < plan.high
+        if ordinal in wanted:
+            report.num_wanted += 1
+            rgb = upright_rgb(frame, job.limits.max_pixels)
+            job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
+            store.put(ordinal, rgb)
     twice = num_outside if plan.segment.n > 1 else 0
     job.facts = replace(job.facts, frames_decoded=report.num_frames, frames_twice=twice)
     return store, report
+
+
+def _decoded_frames(
+    reader: VideoReader, index: PacketIndex, plan: ReadPlan, report: DecodeReport
+) -> "Iterator[tuple[int, VideoFrame]]":
+    """What the plan's runs give; where they step over frames, only until damage is met."""
+    reader.expect(index, plan.packet_spans(index))
+    if plan.runs == (plan.whole,):
+        yield from decode_run(reader, index, plan.whole, report)
+        return
+    is_wanted = np.zeros(len(index.packets.pts), dtype=np.bool_)
+    is_wanted[index.packet_of[plan.wanted]] = True
+    for run in plan.runs:
+        yield from decode_run(reader, index, run, report, is_wanted)
+        if report.message is not None:
+            return
 
 
 def _is_overcounted(index: PacketIndex, plan: ReadPlan, report: DecodeReport) -> bool:

@@ -1,20 +1,20 @@
 """Decoding one stretch of a video: frames in presentation order, each told by its ordinal, none of them guessed."""
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from featlib.errors import MediaError
+from featlib.media.bitstream import can_skip_unreferred
 from featlib.media.index import NO_PTS, PacketIndex
-from featlib.media.open import AV_ERRORS, OpenVideo, open_video, said
+from featlib.media.open import AV_ERRORS, said
 from featlib.media.plan import Run
-from featlib.media.source import Source
-from featlib.media.times import Int64s
+from featlib.media.reading import VideoReader
+from featlib.media.times import Bools, Int64s
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -30,12 +30,14 @@ class DecodeReport:
 
     Args:
         num_frames: That came out of the decoder.
+        num_wanted: Of these, that were wanted and sound; counted by who reads them.
         damaged: Packet spans ``[first, stop)`` whose frames are lost or show wrong pixels.
         message: About the first damage.
         reached_end: The stream was read to its end.
     """
 
     num_frames: int = 0
+    num_wanted: int = 0
     damaged: list[tuple[int, int]] = field(default_factory=list)
     message: str | None = None
     reached_end: bool = False
@@ -49,67 +51,80 @@ class DecodeReport:
 
 
 def decode_run(
-    source: Source,
-    index: PacketIndex,
-    run: Run,
-    max_pixels: int,
-    report: DecodeReport,
-    progress: Callable[[], None],
+    reader: VideoReader, index: PacketIndex, run: Run, report: DecodeReport, is_wanted: Bools | None = None
 ) -> "Iterator[tuple[int, VideoFrame]]":
-    """Yields (ordinal, frame) for every sound frame from the run's keyframe to its last frame.
+    """Yields (ordinal, frame) for every sound frame that is decoded from the run's keyframe to its last frame.
+
+    Args:
+        is_wanted: By packet, whether its frame must come; what no other frame needs is then not decoded. None for all.
 
     Raises:
         MediaError: As ``open_video``.
+        TablesDifferError: The index is not that of the packets.
         FeatlibError: What the store raised.
     """
-    if run.start_packet:
-        with open_video(source, max_pixels, progress) as video:
-            packets = _landed(video, index, run.start_packet)
-            if packets is not None:
-                yield from _RunDecoder(video, index, run, max_pixels, report).frames(packets)
-                return
-    with open_video(source, max_pixels, progress) as video:
-        packets = _numbered(video.container.demux(video.stream), 0)
-        yield from _RunDecoder(video, index, run, max_pixels, report).frames(packets)
+    packets = reader.packets_from(index, run.start_packet)
+    if is_wanted is not None and not can_skip_unreferred(
+        index.packets.codec, reader.video.stream.codec_context.extradata
+    ):
+        is_wanted = None
+    yield from _RunDecoder(reader, index, run, report, is_wanted).frames(packets)
 
 
 class _RunDecoder:
     """Feeds packets, maps frames to ordinals, and after damage leaves out frames until a keyframe decodes cleanly."""
 
-    def __init__(self, video: OpenVideo, index: PacketIndex, run: Run, max_pixels: int, report: DecodeReport) -> None:
-        self._video = video
-        self._max_pixels = max_pixels
-        self._context = video.stream.codec_context
+    def __init__(
+        self, reader: VideoReader, index: PacketIndex, run: Run, report: DecodeReport, is_wanted: Bools | None
+    ) -> None:
+        self._video = reader.video
+        self._max_pixels = reader.max_pixels
+        self._context = self._video.stream.codec_context
         self._index = index
         self._run = run
         self._report = report
+        self._is_wanted = is_wanted
+        self._is_unreferred_skipped = False
         self._floor_pts = NO_PTS  # frames shown before it refer to frames that were not decoded
         self._is_skipping = False
         self._num_counted = 0
 
     def frames(self, packets: "NumberedPackets") -> "Iterator[tuple[int, VideoFrame]]":
+        if self._context.is_open:  # an earlier run may have drained it
+            self._context.flush_buffers()
+        self._context.skip_frame = "DEFAULT"
         position = -1
         for position, packet in self._readable(packets):
             if not self._accepts(position):
                 continue
+            self._skip_unless(self._is_wanted is None or bool(self._is_wanted[position]))
             for ordinal, frame in self._decoded(position, packet):
                 yield ordinal, frame
                 if ordinal + 1 >= self._run.stop_frame:
                     return
-        self._report.reached_end = True
         if not self._is_skipping:
+            self._skip_unless(True)
             yield from self._decoded(position, None)
+
+    def _skip_unless(self, is_wanted: bool) -> None:
+        """A picture that no other refers to is not decoded where nobody wants it: the others come out the same."""
+        if is_wanted == self._is_unreferred_skipped:
+            self._is_unreferred_skipped = not is_wanted
+            self._context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
 
     def _readable(self, packets: "NumberedPackets") -> "NumberedPackets":
         is_first = True
         try:
             for position, packet in packets:
-                if position >= len(self._index.packets.pts):
-                    break
+                if position < self._run.start_packet:
+                    continue
                 if is_first and position:
                     self._floor_pts = int(self._index.packets.pts[position])
                 is_first = False
                 yield position, packet
+                if position + 1 >= self._run.stop_packet:
+                    break
+            self._report.reached_end = True
         except MemoryError:
             raise
         except AV_ERRORS as error:
@@ -178,44 +193,3 @@ class _RunDecoder:
             ordinal = min(self._num_counted, len(times) - 1)
             return float(int(times.pts[ordinal]) * times.time_base)
         return float(int(self._index.packets.pts[packet]) * times.time_base)
-
-
-def _landed(video: OpenVideo, index: PacketIndex, target: int) -> "NumberedPackets | None":
-    """Packets from a keyframe at or before ``target``, or None when seeking does not get there.
-
-    Seeking goes by decode time in some containers and by presentation time in others, and a damaged index leads
-    anywhere: the packet that comes is looked up by its times and size.
-    """
-    packets = index.packets
-    earlier = np.flatnonzero(packets.is_key[:target])
-    ticks = [int(packets.pts[target]), int(packets.dts[target])]
-    if len(earlier):
-        ticks.append(int(packets.dts[earlier[-1]]))
-    for tick in ticks:
-        if tick == NO_PTS:
-            continue
-        try:
-            video.container.seek(tick, stream=video.stream)
-            demuxed = video.container.demux(video.stream)
-            packet = next(p for p in demuxed if p.size)
-        except MemoryError:
-            raise
-        except (*AV_ERRORS, StopIteration):
-            continue
-        position = _position(index, packet)
-        if position is not None and position <= target and packets.is_key[position]:
-            return _numbered(chain([packet], demuxed), position)
-    return None
-
-
-def _position(index: PacketIndex, packet: "Packet[VideoStream]") -> int | None:
-    packets = index.packets
-    same = (packets.pts == (NO_PTS if packet.pts is None else packet.pts)) & (packets.size == packet.size)
-    if packet.dts is not None:  # unknown behind a jump in Matroska
-        same &= packets.dts == packet.dts
-    found = np.flatnonzero(same)
-    return int(found[0]) if len(found) == 1 else None
-
-
-def _numbered(packets: "Iterable[Packet[VideoStream]]", first: int) -> "NumberedPackets":
-    return enumerate((packet for packet in packets if packet.size), first)

@@ -1,10 +1,10 @@
 """The packets of a video stream, read without decoding: which frames there are, when, and where decoding can begin."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from featlib.media.envelope import missing_bytes
 from featlib.media.open import AV_ERRORS, OpenVideo, said
 from featlib.media.source import Source
 from featlib.media.times import Bools, FrameTimes, Int64s
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -34,6 +38,8 @@ class Packets:
         is_key: Flagged as a keyframe.
         is_damaged: The container says that bytes are missing in it.
         num_frames: Frames that the packet adds to the presentation: 0 for hidden, discarded and placeholder packets.
+        offset: Of the first byte in the file; -1 where the container does not say.
+        codec: FFmpeg's canonical name.
         vop_types: The coded pictures, for MPEG-4 part 2 in AVI only; else empty.
         failure: What stopped reading before the end, if anything did.
     """
@@ -45,6 +51,8 @@ class Packets:
     is_key: Bools
     is_damaged: Bools
     num_frames: Int64s
+    offset: Int64s
+    codec: str
     vop_types: str
     failure: str | None
 
@@ -60,6 +68,8 @@ class PacketIndex:
         is_counted: The decoder's frames are told apart by counting them, since their pts cannot be trusted; then
             decoding always begins at the first packet.
         cut: Why the file is known to be incomplete; None when nothing is missing.
+        is_from_tables: Read from the container's tables and not from the packets; then those that are read later are
+            compared with it, and packets that only their bytes show to be keyframes are not flagged.
     """
 
     times: FrameTimes
@@ -67,6 +77,7 @@ class PacketIndex:
     packet_of: Int64s
     is_counted: bool
     cut: str | None
+    is_from_tables: bool = False
 
     def key_after(self, packet: int) -> int:
         """Position of the first keyframe packet behind ``packet``; the packet count when there is none."""
@@ -85,29 +96,34 @@ class PacketIndex:
         return replace(self, times=times, packet_of=self.packet_of[:num_frames])
 
 
-def read_index(video: OpenVideo, source: Source, progress: Callable[[], None]) -> PacketIndex:
+def read_index(
+    video: OpenVideo, source: Source, demuxed: "Iterable[Packet[VideoStream]]", progress: Callable[[], None]
+) -> PacketIndex:
     """Reads all packets once.
+
+    Args:
+        demuxed: The packets, from the first on.
 
     Raises:
         MediaError: ``no_frames`` when the stream holds no packet that could be shown.
         FeatlibError: What the store raised.
     """
-    packets = _read_packets(video, progress)
+    packets = _read_packets(video, demuxed, progress)
     if not packets.num_frames.any():
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
     cut = _cut(video, source, packets)
     if video.format == "avi" and _has_b_frames(video, packets):
         return _counted(packets, video.stream.time_base or Fraction(1, 25), Fraction(0), cut)
-    return _timed(video, packets, cut)
+    return timed(video, packets, cut)
 
 
-def _read_packets(video: OpenVideo, progress: Callable[[], None]) -> Packets:
+def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", progress: Callable[[], None]) -> Packets:
     rows: list[tuple[int, ...]] = []
     types: list[str] = []
     failure = None
     codec, is_avi = video.codec, video.format == "avi"
     try:
-        for packet in video.container.demux(video.stream):
+        for packet in demuxed:
             if not packet.size:
                 continue
             num_frames = 0 if packet.is_discard else 1
@@ -125,6 +141,7 @@ def _read_packets(video: OpenVideo, progress: Callable[[], None]) -> Packets:
                     packet.is_keyframe,
                     packet.is_corrupt,
                     num_frames,
+                    -1 if packet.pos is None else packet.pos,
                 )
             )
             progress()
@@ -134,11 +151,12 @@ def _read_packets(video: OpenVideo, progress: Callable[[], None]) -> Packets:
         failure = said(error)
     if video.reader.failure is not None:
         raise video.reader.failure
-    pts, dts, size, duration, is_key, is_damaged, frames = np.array(rows, dtype=np.int64).reshape(-1, 7).T
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 8).T.copy()
+    pts, dts, size, duration, is_key, is_damaged, frames, offset = columns
     if types and len(types[-1]) > 1:  # the second picture of a packed packet comes out with the packet behind it
         types[-1], frames[-1] = types[-1][:1], 1
     flags = is_key.astype(np.bool_), is_damaged.astype(np.bool_)
-    return Packets(pts, dts, size, duration, *flags, frames, "".join(types), failure)
+    return Packets(pts, dts, size, duration, *flags, frames, offset, codec, "".join(types), failure)
 
 
 def _cut(video: OpenVideo, source: Source, packets: Packets) -> str | None:
@@ -154,7 +172,7 @@ def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:
     return "B" in packets.vop_types or (not packets.vop_types and bool(video.stream.codec_context.has_b_frames))
 
 
-def _timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
+def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
     """Frames told apart by pts; falls back to counting where these are missing, repeated or wild."""
     time_base = video.stream.time_base or Fraction(1, 25)
     shown = np.flatnonzero(packets.num_frames > 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import av
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 
 from featlib.errors import MediaError
 from featlib.media.source import Source, SourceReader
@@ -66,6 +66,7 @@ def open_video(source: Source, max_pixels: int, progress: Callable[[], None]) ->
         try:
             stream = _video_stream(container)
             _check_stream(stream, max_pixels)
+            _leave_out_others(container, stream)
         except AV_ERRORS as error:
             raise reader.failure or MediaError(
                 "corrupt", f"the video stream cannot be set up ({said(error)})"
@@ -112,6 +113,13 @@ def _check_stream(stream: "VideoStream", max_pixels: int) -> None:
     context.thread_count = 1
     context.thread_type = "NONE"  # frame threads give different pixels in different runs on damaged streams
     context.options = {"max_pixels": str(_ALIGNED * max_pixels)}
+
+
+def _leave_out_others(container: "InputContainer", stream: "VideoStream") -> None:
+    """Sound is not even read where the container tells how far to step over it."""
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featlib.errors import MediaError
+from featlib.media.bitstream import STEPPED_OVER
 from featlib.media.index import NO_PTS, PacketIndex
 from featlib.media.sampling import Picks, TimeRange, frame_span, pick
 from featlib.media.times import Int64s
@@ -23,9 +24,13 @@ class LabelClips:
 
 @dataclass(frozen=True)
 class Run:
-    """One stretch of decoding: from a keyframe packet until all frames below ``stop_frame`` are there."""
+    """One stretch of decoding: packets ``[start_packet, stop_packet)``, until all frames below ``stop_frame`` came.
+
+    The first packet is a keyframe or the first of the stream.
+    """
 
     start_packet: int
+    stop_packet: int
     stop_frame: int
 
 
@@ -41,6 +46,7 @@ class ReadPlan:
         frames: By pixel spec key, the frame ordinals needed, ascending.
         wanted: All ordinals needed, ascending.
         runs: In order; empty when the segment needs no frame.
+        whole: The one run over all frames of the segment, wanted or not.
         empty: Why labels are missing from ``clips``, by label.
     """
 
@@ -51,7 +57,16 @@ class ReadPlan:
     frames: dict[str, Int64s]
     wanted: Int64s
     runs: tuple[Run, ...]
+    whole: Run
     empty: dict[str, MediaError]
+
+    def packet_spans(self, index: PacketIndex) -> list[tuple[int, int]]:
+        """The packets ``[start, stop)`` that the runs need."""
+        if self.runs != (self.whole,):
+            return [(run.start_packet, run.stop_packet) for run in self.runs]
+        start = self.whole.start_packet
+        shown = index.packet_of[: self.whole.stop_frame]
+        return [(start, int(shown.max()) + 1)]
 
 
 @dataclass(frozen=True)
@@ -105,25 +120,58 @@ def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segme
             clips[want.label] = LabelClips(picks, want.pixels.key, int(first), int(last))
     frames = _frames_by_key(wants, clips)
     wanted = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *frames.values()]))
-    # The whole segment, also where nobody wants a frame: whether a file breaks off must not depend on the sampling.
     first, stop = (min(int(wanted[0]), low), max(int(wanted[-1]) + 1, high)) if len(wanted) else (low, high)
-    runs = (Run(start_packet(index, first), stop),) if stop > first else ()
-    return ReadPlan(segment, low, high, clips, frames, wanted, runs, picked.empty)
+    whole = Run(start_packet(index, first) if stop > first else 0, len(index.packets.pts), stop)
+    runs = _runs(index, wanted) if len(wanted) < stop - first and _can_step_over(index) else (whole,) * (stop > first)
+    return ReadPlan(segment, low, high, clips, frames, wanted, runs, whole, picked.empty)
+
+
+def _can_step_over(index: PacketIndex) -> bool:
+    """Whether frames that nobody wants may stay undecoded.
+
+    Not where frames are told apart by counting, and not where the container shows damage or a cut: the outcome of such
+    a file must not depend on the sampling. Damage that shows in the decoder alone is met, and the segment then read
+    whole, where a wanted frame's group of pictures holds it; in the others nobody looks.
+    """
+    packets = index.packets
+    is_sound = index.cut is None and packets.failure is None and not packets.is_damaged.any()
+    return is_sound and not index.is_counted and packets.codec in STEPPED_OVER
+
+
+def _runs(index: PacketIndex, wanted: Int64s) -> tuple[Run, ...]:
+    """The stretches that hold all wanted frames, each from its keyframe to its last wanted packet."""
+    starts, stops = start_packets(index, wanted), index.packet_of[wanted] + 1
+    runs: list[Run] = []
+    for start in np.unique(starts).tolist():
+        of_start = starts == start
+        stop, stop_frame = int(stops[of_start].max()), int(wanted[of_start].max()) + 1
+        if runs and start <= runs[-1].stop_packet:
+            last = runs.pop()
+            start, stop, stop_frame = last.start_packet, max(last.stop_packet, stop), max(last.stop_frame, stop_frame)
+        runs.append(Run(start, stop, stop_frame))
+    return tuple(runs)
 
 
 def start_packet(index: PacketIndex, frame: int) -> int:
-    """The last keyframe packet from which ``frame`` can be decoded.
+    """The last keyframe packet from which ``frame`` can be decoded."""
+    return int(start_packets(index, np.array([frame]))[0])
+
+
+def start_packets(index: PacketIndex, frames: Int64s) -> Int64s:
+    """For each frame, the last keyframe packet from which it can be decoded; packet 0 where there is none.
 
     A frame that is decoded behind a keyframe but shown before it (open GOP) needs the keyframe before that one.
     """
-    if index.is_counted:
-        return 0
     packets = index.packets
-    behind = int(index.packet_of[frame])
-    pts = packets.pts[: behind + 1]
-    fits = packets.is_key[: behind + 1] & (pts <= index.times.pts[frame]) & (pts != NO_PTS)
-    keys = np.flatnonzero(fits)
-    return int(keys[-1]) if len(keys) else 0
+    keys = np.flatnonzero(packets.is_key & (packets.pts != NO_PTS))
+    if index.is_counted or not len(keys):
+        return np.zeros(len(frames), dtype=np.int64)
+    behind, pts = index.packet_of[frames], index.times.pts[frames]
+    if (np.diff(packets.pts[keys]) > 0).all():
+        last = np.minimum(np.searchsorted(keys, behind, "right"), np.searchsorted(packets.pts[keys], pts, "right")) - 1
+        return np.where(last >= 0, keys[np.maximum(last, 0)], 0)
+    fitting = [keys[(keys <= packet) & (packets.pts[keys] <= tick)] for packet, tick in zip(behind, pts, strict=True)]
+    return np.array([fits[-1] if len(fits) else 0 for fits in fitting], dtype=np.int64)
 
 
 def pixel_specs(wants: tuple[Want, ...]) -> dict[str, PixelSpec]:

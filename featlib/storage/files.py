@@ -2,12 +2,12 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from featlib.storage import s3
-from featlib.storage.blocks import BlockCache
+from featlib.storage.ahead import AnnouncedReads
 from featlib.storage.objects import ObjectInfo, StoreOptions
 from featlib.storage.retry import retrying
 
@@ -25,6 +25,7 @@ class RangeFile(io.RawIOBase):
         size: Bytes.
         etag: Of the content that is read.
         on_close: Called once.
+        on_expect: Told the ranges that will be read next.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class RangeFile(io.RawIOBase):
         size: int,
         etag: str | None,
         on_close: Callable[[], None] | None = None,
+        on_expect: Callable[[Sequence[tuple[int, int]]], None] | None = None,
     ) -> None:
         super().__init__()
         self.size = size
@@ -40,6 +42,12 @@ class RangeFile(io.RawIOBase):
         self._read_range = read_range
         self._position = 0
         self._on_close = on_close
+        self._on_expect = on_expect
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Says that these ``[start, stop)``, ascending and apart, will be read next, in this order."""
+        if self._on_expect is not None:
+            self._on_expect(ranges)
 
     def readable(self) -> bool:
         return True
@@ -87,7 +95,8 @@ def remote_file(info: ObjectInfo, options: StoreOptions) -> RangeFile:
     def fetch(start: int, stop: int) -> bytes:
         return s3.get(info.key, options, (start, stop), info.etag)
 
-    return RangeFile(BlockCache(fetch, info.size).read, info.size, info.etag)
+    reads = AnnouncedReads(fetch, info.size)
+    return RangeFile(reads.read, info.size, info.etag, reads.close, reads.expect)
 
 
 def local_file(descriptor: int, info: ObjectInfo, options: StoreOptions) -> RangeFile:

@@ -37,7 +37,11 @@ def open_media(uri: str, options: StoreOptions = DEFAULT_OPTIONS) -> MediaFile:
         raise MediaError("empty_file", f"{redact(url)}: no bytes")
     file = remote_file(info, options)
     return RangeFile(
-        lambda start, stop: _in_media_words(url, lambda: _read_at(file, start, stop)), info.size, info.etag, file.close
+        lambda start, stop: _in_media_words(url, lambda: _read_at(file, start, stop)),
+        info.size,
+        info.etag,
+        file.close,
+        file.expect,
     )
 
 

@@ -1,0 +1,131 @@
+"""What gives the frames of a video as RGB arrays, each with one thread: featlib, and what people use instead."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from featlib.media import Limits, decode_item
+from featlib.media import decode as decode_module
+from featlib.spec import FrameSampling, MediaItem, PixelSpec, Segment, Want
+from featlib.storage import StoreOptions
+
+Frames = Sequence[npt.NDArray[np.uint8]]
+Decoder = Callable[[str, str, int], Frames]
+"""Takes a path or URL, a frame sampling of featlib and the video's frame count; gives the frames in order."""
+
+_LIMITS = Limits(unit_bytes=1 << 40)
+_WHOLE = PixelSpec((), None)
+
+
+def sampled(sampling: str, num_frames: int) -> list[int]:
+    """The ordinals that ``every:N`` and ``uniform:K`` of featlib take, said independently."""
+    policy, _, value = sampling.partition(":")
+    if policy == "every":
+        return list(range(0, num_frames, int(value)))
+    return [(2 * i + 1) * num_frames // (2 * int(value)) for i in range(int(value))]
+
+
+def featlib(uri: str, sampling: str, num_frames: int, options: StoreOptions | None = None) -> Frames:
+    """As a job decodes an item, in this process, nothing kept from an earlier call."""
+    decode_module._recent.clear()
+    want = Want("model", FrameSampling.parse(sampling), _WHOLE)
+    decoded = decode_item(
+        MediaItem("id", uri, None, None),
+        (want,),
+        Segment(0, 1),
+        store_options=options or StoreOptions(),
+        limits=_LIMITS,
+    )
+    if decoded.status != "ok":
+        raise ValueError(f"{uri}: {decoded.status}: {decoded.error_message}")
+    return decoded.frames[_WHOLE.key]
+
+
+def pyav(uri: str, sampling: str, num_frames: int) -> Frames:
+    """The plain loop: decode all, convert what is wanted."""
+    wanted = set(sampled(sampling, num_frames))
+    with av.open(uri) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.thread_type = "NONE"
+        return [f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(stream)) if i in wanted]
+
+
+def torchcodec(uri: str, sampling: str, num_frames: int) -> Frames:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(uri, dimension_order="NHWC", num_ffmpeg_threads=1)
+    frames: npt.NDArray[np.uint8] = decoder.get_frames_at(sampled(sampling, num_frames)).data.numpy()
+    return frames
+
+
+def decord(uri: str, sampling: str, num_frames: int) -> Frames:
+    from decord import VideoReader
+
+    frames: npt.NDArray[np.uint8] = VideoReader(uri, num_threads=1).get_batch(sampled(sampling, num_frames)).asnumpy()
+    return frames
+
+
+def opencv(uri: str, sampling: str, num_frames: int) -> Frames:
+    import cv2
+
+    cv2.setNumThreads(1)
+    wanted, frames = set(sampled(sampling, num_frames)), []
+    video = cv2.VideoCapture(uri, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    for i in range(num_frames):
+        if not video.grab():
+            break
+        if i in wanted:
+            frames.append(cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB))
+    video.release()
+    return frames
+
+
+def available() -> tuple[dict[str, Decoder], list[str]]:
+    """By name, the decoders that can be loaded here, and the names of those that cannot."""
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
+    found: dict[str, Decoder] = {"featlib": featlib, "PyAV loop": pyav}
+    missing = []
+    peers: tuple[tuple[str, str, Decoder], ...] = (
+        ("torchcodec", "torchcodec", torchcodec),
+        ("decord", "decord", decord),
+        ("cv2", "OpenCV", opencv),
+    )
+    for module, name, decoder in peers:
+        if importlib.util.find_spec(module) is None:
+            missing.append(name)
+        else:
+            found[name] = decoder
+    return found, missing
+
+
+def difference(frames: Frames, expected: Frames) -> str:
+    """Empty when the frames are the same to the bit, else how they differ."""
+    if len(frames) != len(expected):
+        return f"{len(frames)} frames for {len(expected)}"
+    wrong = [
+        i for i, (ours, theirs) in enumerate(zip(frames, expected, strict=True)) if not np.array_equal(ours, theirs)
+    ]
+    if not wrong:
+        return ""
+    most = max(int(np.abs(frames[i].astype(int) - expected[i]).max()) for i in wrong[:3])
+    return f"{len(wrong)} of {len(expected)} frames differ, by up to {most} of 255"
+
+
+def featlib_in_segments(uri: str, sampling: str, options: StoreOptions | None = None) -> int:
+    """As a job decodes a long item: in parts of 48 MiB of pixels. Gives the number of frames."""
+    decode_module._recent.clear()
+    want = Want("model", FrameSampling.parse(sampling), _WHOLE)
+    item, segment, num_frames = MediaItem("id", uri, None, None), Segment(0, 0), 0
+    while True:
+        part = decode_item(item, (want,), segment, store_options=options or StoreOptions(), limits=Limits())
+        if part.status != "ok":
+            raise ValueError(f"{uri}: {part.status}: {part.error_message}")
+        num_frames += len(part.clips["model"])
+        if part.segment.k + 1 >= part.segment.n:
+            return num_frames
+        segment = Segment(part.segment.k + 1, part.segment.n)
