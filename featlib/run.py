@@ -30,7 +30,7 @@ from featlib.shards.staging import list_pieces, stage
 from featlib.spec import Segment
 from featlib.storage import Store
 from featlib.summary import Seconds
-from featlib.workers import MAX_ATTEMPTS, died_report, finished_entry
+from featlib.workers import DECODE, MAX_ATTEMPTS, died_report, finished_entry
 
 if TYPE_CHECKING:
     from featlib.dataflow import Flow
@@ -46,6 +46,7 @@ class Task:
 
     Args:
         replaced: Ids of items whose published rows give way to new ones.
+        decode: ``module:function`` that decodes an item.
     """
 
     config: ExtractConfig
@@ -57,6 +58,7 @@ class Task:
     backlog: Backlog
     ledger: Ledger
     replaced: frozenset[str]
+    decode: str = DECODE
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -279,6 +281,7 @@ def _flow(task: Task, run: str) -> "Flow":
         wants=tuple(m.want for m in task.models),
         limits=limits,
         flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},
+        decode=task.decode,
     )
 
 
