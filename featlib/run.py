@@ -26,7 +26,7 @@ from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import list_pieces, stage
+from featlib.shards.staging import piece_keys, read_shards, stage
 from featlib.spec import Segment
 from featlib.storage import Store
 from featlib.summary import Seconds
@@ -231,9 +231,10 @@ class Run:
         """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
         task = self._task
         task.store.delete([o.key for o in task.store.list(task.keys.units)])
-        staged = list_pieces(task.store, task.keys)
-        done = [p.key for s in task.backlog.shards for p in staged.get(s, ()) if is_spent(p, task.provenance)]
-        task.store.delete(done)
+        staged = piece_keys(task.store, task.keys)
+        mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
+        for _, pieces in read_shards(task.store, mine):
+            task.store.delete([p.key for p in pieces if is_spent(p, task.provenance)])
         task.store.sweep_temporary()
 
 
