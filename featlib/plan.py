@@ -41,6 +41,8 @@ _ITEM_COLUMNS = PLAN.names[1:]
 _ROW_GROUP = 8192
 _DIGEST = 16
 _BYTES_A_UNIT = 2 << 20
+_UNIT_ITEMS, _MOST_UNIT_ITEMS = 64, 256
+_MANY_UNITS = 4096
 _UNKNOWN_SIZE = _BYTES_A_UNIT // 2
 
 Digests = npt.NDArray[np.bytes_]
@@ -341,6 +343,21 @@ def units_of_shard(
         cost += _cost(item, unit_items)
     if waiting:
         yield Unit(shard, labels, tuple(waiting))
+
+
+def items_in_unit(open_items: int, fit: int) -> int:
+    """Most small items in a unit.
+
+    A unit costs the driver some 20 ms and 12 KB in Ray, whatever is in it. So a job that would have very many gets
+    larger ones, which still share a shard of 256 evenly.
+
+    Args:
+        fit: Pictures whose pixels fit into one unit; 0: not known.
+    """
+    count = _UNIT_ITEMS
+    while count < _MOST_UNIT_ITEMS and 2 * count <= fit and open_items > count * _MANY_UNITS:
+        count *= 2
+    return count
 
 
 def _cost(item: PlanItem, unit_items: int) -> float:

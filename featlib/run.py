@@ -20,7 +20,7 @@ from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.ledger import Ledger
-from featlib.plan import UNITS, PlanItems, Unit, UnitItem, split_unit, unit_from_row, units_table
+from featlib.plan import UNITS, PlanItems, Unit, UnitItem, items_in_unit, split_unit, unit_from_row, units_table
 from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
@@ -111,7 +111,7 @@ class Run:
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
             units = _UnitsFile(Path(folder) / "units-0")
-            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=task.config.unit_items))
+            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=_unit_items(task)))
             ready = task.backlog.ready_shards()
             if ready:
                 self._shown.stage("publishing what was staged before")
@@ -236,6 +236,14 @@ class Run:
         for _, pieces in read_shards(task.store, mine):
             task.store.delete([p.key for p in pieces if is_spent(p, task.provenance)])
         task.store.sweep_temporary()
+
+
+def _unit_items(task: Task) -> int:
+    """Most small items in a unit of this job."""
+    crops = {m.input.pixels.key: m.input.pixels.crop for m in task.models}.values()
+    pixels = sum(crop[0] * crop[1] for crop in crops if crop is not None)
+    fit = task.config.unit_mb * _MB // (3 * pixels) if None not in crops else 0
+    return task.config.unit_items or items_in_unit(task.backlog.num_items, fit)
 
 
 def _pools(task: Task) -> Pools:

@@ -83,7 +83,8 @@ class DecodeWorker:
         started = time.perf_counter()
         for place, item in enumerate(unit.items):
             if builder.nbytes >= self._limits.unit_bytes:
-                later.extend(replace(unit, items=(rest,)) for rest in unit.items[place:])
+                starts = range(place, len(unit.items), place)  # so many filled this unit: so many will fill the next
+                later.extend(replace(unit, items=unit.items[start : start + place]) for start in starts)
                 break
             self._take(unit, item, builder, later)
         frames = sum(r.facts.frames_decoded for r in builder.reports)
