@@ -169,6 +169,7 @@ class ExtractConfig(_Frozen):
         extract_threads: CPU threads of one extractor worker.
         shard_items: Media items in one shard of the plan; fixed when an item is first planned.
         unit_mb: Most megabytes of pixels that one decode task hands on.
+        unit_items: Most small items that one decode task takes; derived: 64, in jobs of very many items up to 256.
         decode_memory_mb: Memory that decoding one item may take beyond the worker's own.
         decode_stall_s: Seconds without progress after which decoding an item is given up.
         decode_deadline_s: Seconds after which decoding an item is given up whatever it does.
@@ -196,7 +197,7 @@ class ExtractConfig(_Frozen):
     shard_items: Annotated[int, Field(ge=1, le=100_000)] = 256
     shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
     unit_mb: Annotated[int, Field(ge=1, le=1024)] = 48
-    unit_items: Annotated[int, Field(ge=1, le=1024)] = 64
+    unit_items: Annotated[int, Field(ge=1, le=1024)] | None = None
     decode_memory_mb: Annotated[int, Field(ge=64)] = 2048
     decode_stall_s: Annotated[float, Field(gt=0)] = 90.0
     decode_deadline_s: Annotated[float, Field(gt=0)] = 1800.0

@@ -1,6 +1,7 @@
 """The main job: manifest -> plan -> decode -> extract -> stage -> publish, resumable at every point."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from featlib.shards.schema import Provenance, to_json
 from featlib.start import RayStart
 from featlib.storage import Store, StoreOptions
 from featlib.summary import Summary
+from featlib.workers import DECODE
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
@@ -41,35 +43,44 @@ def extract(
         ConfigError: The configuration or the manifest is wrong; nothing was read from the media.
         StoppedError: The job cannot go on now; the same call goes on later.
     """
+    with reporter or SilentReporter() as shown:
+        return run_job(config, shown, on_event)
+
+
+def run_job(config: ExtractConfig, shown: Reporter, on_event: Event, decode: str = DECODE) -> Summary:
+    """As ``extract``.
+
+    Args:
+        decode: ``module:function`` with the signature of ``featlib.media.decode.decode_item``.
+    """
     from featlib.extractors.resolve import resolve
 
     options = StoreOptions(config.endpoint_url, config.anon)
     store, keys = Store(config.output, options), Keys(config.dataset)
-    with reporter or SilentReporter() as shown:
-        shown.stage("reading weights")
-        models = tuple(resolve(model, options) for model in config.models)
-        provenance = {m.label: partition.provenance(config.dataset, m) for m in models}
-        partition.check(store, keys, provenance)
-        ray = RayStart(config, models, store)
-        if not store.list(keys.plan):  # nothing was ever planned, so there is work; else there may be none
-            ray.begin()
-        with Claim(store, keys) as claim:
-            shown.stage("reading the manifest")
-            claim.settle()
-            partition.check(store, keys, provenance)  # again: a driver that ended meanwhile may have registered
-            plan, selected = _plan(config, store, keys, options)
-            on_event("plan_written", str(len(plan.ids)))
-            partition.register(store, keys, provenance)
-            remove_history(store, keys, list(provenance))
-            task = _task(config, store, keys, models, provenance, plan, selected, ray)
-            run = Run(task, claim, shown, on_event)
-            if task.backlog.num_items:
-                run.work()
-            on_event("before_summary", config.dataset)
-            summary = _summary(task, run, selected)
-            if summary.did_work:
-                store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
-            return summary
+    shown.stage("reading weights")
+    models = tuple(resolve(model, options) for model in config.models)
+    provenance = {m.label: partition.provenance(config.dataset, m) for m in models}
+    partition.check(store, keys, provenance)
+    ray = RayStart(config, models, store)
+    if not store.list(keys.plan):  # nothing was ever planned, so there is work; else there may be none
+        ray.begin()
+    with Claim(store, keys) as claim:
+        shown.stage("reading the manifest")
+        claim.settle()
+        partition.check(store, keys, provenance)  # again: a driver that ended meanwhile may have registered
+        plan, selected = _plan(config, store, keys, options)
+        on_event("plan_written", str(len(plan.ids)))
+        partition.register(store, keys, provenance)
+        remove_history(store, keys, list(provenance))
+        task = replace(_task(config, store, keys, models, provenance, plan, selected, ray), decode=decode)
+        run = Run(task, claim, shown, on_event)
+        if task.backlog.num_items:
+            run.work()
+        on_event("before_summary", config.dataset)
+        summary = _summary(task, run, selected)
+        if summary.did_work:
+            store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
+        return summary
 
 
 def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions) -> tuple[Plan, Rows]:

@@ -20,18 +20,18 @@ from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.ledger import Ledger
-from featlib.plan import UNITS, PlanItems, Unit, UnitItem, split_unit, unit_from_row, units_table
+from featlib.plan import UNITS, PlanItems, Unit, UnitItem, items_in_unit, split_unit, unit_from_row, units_table
 from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import list_pieces, stage
+from featlib.shards.staging import piece_keys, read_shards, stage
 from featlib.spec import Segment
 from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
-from featlib.workers import MAX_ATTEMPTS, died_report, finished_entry
+from featlib.workers import DECODE, MAX_ATTEMPTS, died_report, finished_entry
 
 if TYPE_CHECKING:
     from featlib.dataflow import Flow
@@ -47,6 +47,7 @@ class Task:
 
     Args:
         replaced: Ids of items whose published rows give way to new ones.
+        decode: ``module:function`` that decodes an item.
     """
 
     config: ExtractConfig
@@ -59,6 +60,7 @@ class Task:
     ledger: Ledger
     replaced: frozenset[str]
     ray: RayStart
+    decode: str = DECODE
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -111,7 +113,7 @@ class Run:
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
             units = _UnitsFile(Path(folder) / "units-0")
-            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=task.config.unit_items))
+            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=_unit_items(task)))
             ready = task.backlog.ready_shards()
             if ready:
                 self._shown.stage("publishing what was staged before")
@@ -231,10 +233,19 @@ class Run:
         """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
         task = self._task
         task.store.delete([o.key for o in task.store.list(task.keys.units)])
-        staged = list_pieces(task.store, task.keys)
-        done = [p.key for s in task.backlog.shards for p in staged.get(s, ()) if is_spent(p, task.provenance)]
-        task.store.delete(done)
+        staged = piece_keys(task.store, task.keys)
+        mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
+        for _, pieces in read_shards(task.store, mine):
+            task.store.delete([p.key for p in pieces if is_spent(p, task.provenance)])
         task.store.sweep_temporary()
+
+
+def _unit_items(task: Task) -> int:
+    """Most small items in a unit of this job."""
+    crops = {m.input.pixels.key: m.input.pixels.crop for m in task.models}.values()
+    pixels = sum(crop[0] * crop[1] for crop in crops if crop is not None)
+    fit = task.config.unit_mb * _MB // (3 * pixels) if None not in crops else 0
+    return task.config.unit_items or items_in_unit(task.backlog.num_items, fit)
 
 
 def _flow(task: Task, run: str) -> "Flow":
@@ -265,6 +276,7 @@ def _flow(task: Task, run: str) -> "Flow":
         wants=tuple(m.want for m in task.models),
         limits=limits,
         flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},
+        decode=task.decode,
     )
 
 
