@@ -91,6 +91,7 @@ class Run:
             ).publish
         )
         self.seconds = Seconds()
+        self.notes: list[str] = []
         self.frames_decoded = 0
         self.pools = ""
 
@@ -176,6 +177,8 @@ class Run:
         stats = json.loads(row["stats"])
         if "fatal" in stats:
             raise StoppedError(stats["fatal"])
+        for note in stats.pop("notes", ()):
+            self._note(note)
         self.seconds.add(stats)
         self.frames_decoded += int(stats["frames_decoded"])
         self._later.extend(unit_from_row(u) for u in json.loads(row["later"]))
@@ -184,6 +187,13 @@ class Run:
             self._on_event("unit_staged", str(row["seq"]))
         self._finish(row["shard"], finished)
         self._settle(self._publisher.take())
+
+    def _note(self, note: str) -> None:
+        """Shows what a worker has to say; many may say the same."""
+        if note not in self.notes:
+            self.notes.append(note)
+            self._shown.stage(note)
+            self._shown.stage("extracting")
 
     def _finish(self, shard: int, finished: Sequence[Sequence[Any]]) -> None:
         backlog = self._task.backlog

@@ -153,9 +153,12 @@ class ExtractWorker:
             open_engine(models, payloads[models[0].label], device=spec.device, threads=spec.threads)
             for models in groups.values()
         ]
+        self._notes = [note for engine in self._engines for note in engine.notes]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         stats = json_column(row, "stats")
+        if self._notes:  # once: the driver shows them
+            stats["notes"], self._notes = [*stats.get("notes", ()), *self._notes], []
         for engine in self._engines:
             started = time.perf_counter()
             row, fatal = _extracted(row, engine)
