@@ -112,7 +112,7 @@ def chosen_clips(plan: Plan, setting: Setting) -> tuple[Clip, ...]:
         found = (inspected(path) for path in sorted(setting.clips.iterdir()))
         return tuple(clip for clip in found if clip)[:2]
     clips = choose(setting.clips)
-    return (*clips[: plan.most_clips - 1], clips[-1])
+    return (*clips[:-1][: plan.most_clips - 1], clips[-1])
 
 
 def measure(plan: Plan, setting: Setting) -> Outcome:

@@ -5,6 +5,8 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from benchmarks.figures import Figure, Outcome, Setting, Target, interleaved
 from benchmarks.jobs import Job
 from benchmarks.limit import Limit, Parts
 from benchmarks.limit_worker import Worker
+from benchmarks.machine import this_machine
 from benchmarks.programs import DAFT, FEATLIB, LOOP, Program, Ran, run
 
 
@@ -158,6 +161,73 @@ def test_the_rate_is_what_the_long_run_does_more() -> None:
     assert subject.note([0.5]) == "start 8.0 s"
     with pytest.raises(RuntimeError, match="the clips are too few"):
         pipelines._rate(ran(1, 10.0), ran(3, 10.0))
+
+
+def made_up_run(program: Program, job: Job) -> Ran:
+    """10 s of start and then 4 rows a second, or twice and four times that; two rows a clip, always the same."""
+    rate = 4 * (2 if program is FEATLIB else 1) * (2 if job.precision == "bf16" else 1)
+    keys = tuple(sorted((name, i) for name, _ in job.clips for i in range(2)))
+    whole_s = 10.0 + len(keys) / rate
+    moments = [("reading weights", 101.0), ("extracting", 102.0), ("result", 109.0)]
+    told = {"started": 100.5, "moments": moments, "extracted": 99.0 + whole_s}
+    return Ran(Rows(keys, np.ones((len(keys), 3), np.float32)), whole_s, 100.0, told)
+
+
+class MadeUpLimit(Limit):
+    def ask(self, order: str) -> list[dict[str, float]]:
+        return [{"seconds": {"decode plain": 1.0, "decode featlib": 2.0}.get(order, 1.5), "rows": 16.0}]
+
+
+def test_a_whole_measurement_gives_rates_targets_and_the_short_job(
+    clips: tuple[Clip, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines, "choose", lambda folder: clips)
+    monkeypatch.setattr(pipelines, "run", made_up_run)
+    monkeypatch.setattr(pipelines, "PEERS", (LOOP,))
+    monkeypatch.setattr(pipelines, "limit_of", lambda job, scratch: nullcontext(MadeUpLimit([], cores=1)))
+    monkeypatch.setattr(pipelines, "this_machine", lambda: replace(this_machine(), bf16=("avx512_bf16",)))
+    outcome = pipelines.resnet50(Setting(tmp_path, tmp_path, rounds=2))
+    figures = {(f.workload, f.subject): f for f in outcome.figures}
+    rates = {subject: f.rounds for (title, subject), f in figures.items() if title == "ResNet-50"}
+    assert rates == {
+        "loop": pytest.approx((4, 4)),
+        "featlib fp32": pytest.approx((8, 8)),
+        "featlib bf16": pytest.approx((16, 16)),
+        "limit fp32": pytest.approx((6.4, 6.4)),
+        "limit bf16": pytest.approx((6.4, 6.4)),
+    }
+    assert figures["ResNet-50", "featlib fp32"].note == "start 10.0 s"
+    assert "decode 62.5 ms (plain), forward 93.8 ms" in figures["ResNet-50", "limit fp32"].note
+    assert figures[breakdown.TITLE, "loop"].rounds == (11.0, 11.0)
+    assert [(t.workload, t.measured, t.wanted) for t in outcome.targets] == [
+        ("ResNet-50 fp32", pytest.approx(2), 1.7),
+        ("ResNet-50 fp32", pytest.approx(1.25), 0.9),
+        ("ResNet-50 bf16", pytest.approx(4), 3.2),
+        ("ResNet-50 bf16", pytest.approx(2.5), 0.9),
+    ]
+    assert [check.split(",")[0].split(":")[0] for check in outcome.checks] == [
+        "loop and featlib fp32",
+        "featlib bf16 and featlib fp32",
+        "featlib fp32",
+        "featlib bf16",
+    ]
+
+
+def test_a_peer_that_writes_other_features_stops_the_measurement(
+    clips: tuple[Clip, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(program: Program, job: Job) -> Ran:
+        ran = made_up_run(program, job)
+        return (
+            ran if program is FEATLIB else replace(ran, rows=Rows(ran.rows.keys, ran.rows.features * np.float32(1.1)))
+        )
+
+    monkeypatch.setattr(pipelines, "choose", lambda folder: clips)
+    monkeypatch.setattr(pipelines, "run", other)
+    monkeypatch.setattr(pipelines, "PEERS", (LOOP,))
+    monkeypatch.setattr(pipelines, "limit_of", lambda job, scratch: nullcontext(MadeUpLimit([], cores=1)))
+    with pytest.raises(UnequalError, match=r"loop and featlib fp32: relative L2 0\.1 "):
+        pipelines.r3d_18(Setting(tmp_path, tmp_path, rounds=1))
 
 
 def test_the_steps_of_a_short_job_are_all_of_it() -> None:
