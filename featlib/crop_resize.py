@@ -3,10 +3,13 @@
 ``interpolate`` takes floats one at a time and gives the whole frame. Here only the crop is computed, and whole rows are
 weighed at once. Which bits a sum of floats has depends on the order of its terms and on where a compiler fused a
 multiplication and an addition, so nothing is believed: the weights are asked of ``interpolate`` itself, and a ``Crop``
-is used only where noise went through it and through ``interpolate`` with the same bits. Elsewhere (downscaling by
-more than about 1.7 with antialiasing, another build of torch) ``quick`` gives None.
+is used only where noise went through it and through ``interpolate`` with the same bits. Where there is none (another
+build of torch, more threads than one) ``quick`` gives None. Antialiased sums of more than four terms, when frames
+become smaller by more than about 1.7, are in no order that could be had otherwise: there ``interpolate`` is only
+spared a part of the frame.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,16 +76,29 @@ def quick(crop: Crop) -> Quick | None:
     """A function that gives what ``crop.expected`` gives, several times faster; None where none is known."""
     if crop.mode == "nearest" or min(crop.source) < _LEAST_SIDE:
         return None
-    (top, left, height, width), (rows, columns) = crop.window, crop.source
-    down = _axis(crop, rows, crop.size[0], top, height)
-    across = _axis(crop, columns, crop.size[1], left, width)
-    if down is None or across is None or (not crop.antialias and _grows(crop)):
-        return None
-    found = _weighed(down, across) if crop.antialias else _four_neighbours(down, across)
+    found = _antialiased(crop) if crop.antialias else _plain(crop)
     if found is None:
         return None
     noise = np.random.default_rng(0).integers(0, 256, (*crop.source, 3), dtype=np.uint8)
     return found if torch.equal(found(noise), crop.expected(noise)) else None
+
+
+def _antialiased(crop: Crop) -> Quick | None:
+    axes = _axes(crop)
+    return _trimmed(crop) if axes is None else _weighed(*axes)
+
+
+def _plain(crop: Crop) -> Quick | None:
+    axes = None if _grows(crop) else _axes(crop)
+    return None if axes is None else _four_neighbours(*axes)
+
+
+def _axes(crop: Crop) -> tuple[_Axis, _Axis] | None:
+    """The taps down the frame and across it; None when there are more than ``_MOST_TAPS``."""
+    top, left, height, width = crop.window
+    down = _axis(crop, crop.source[0], crop.size[0], top, height)
+    across = _axis(crop, crop.source[1], crop.size[1], left, width)
+    return None if down is None or across is None else (down, across)
 
 
 def _grows(crop: Crop) -> bool:
@@ -138,6 +154,32 @@ def _weighed(down: _Axis, across: _Axis) -> Quick:
         return values.view(len(down.index), len(across.index), channels)
 
     return run
+
+
+def _trimmed(crop: Crop) -> Quick | None:
+    """``interpolate`` itself, of the frame without what lies right of the window and below it.
+
+    Its scale is given, in the float32 that ATen would get from the two sizes; nothing else there depends on the size.
+    """
+    sides = zip(crop.source, crop.size, crop.window[:2], crop.window[2:], strict=True)
+    stops, factors = zip(*(_cut(*side) for side in sides), strict=True)
+    if stops == crop.source:
+        return None
+    top, left, height, width = crop.window
+
+    def run(frame: UInt8) -> Tensor:
+        part = torch.from_numpy(frame[: stops[0], : stops[1]]).permute(2, 0, 1)[None].float()
+        values = interpolate(part, scale_factor=factors, mode=crop.mode, align_corners=False, antialias=True)
+        return values[0, :, top : top + height, left : left + width].permute(1, 2, 0)
+
+    return run
+
+
+def _cut(num_source: int, num_resized: int, first: int, count: int) -> tuple[int, float]:
+    """How many source pixels the output pixels below ``first + count`` need, at least, and the scale factor."""
+    scale = float(np.float32(num_source) / np.float32(num_resized))
+    reach = 3 * max(scale, 1.0)  # more than the support of any filter here
+    return min(math.ceil((first + count) * scale + reach) + 1, num_source), 1.0 / scale
 
 
 def _four_neighbours(down: _Axis, across: _Axis) -> Quick | None:
