@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from featlib.compilation import NOTHING, Asked, Work, asked, decide, described, expected_rows, lines, settled
+from featlib.compilation import NOTHING, Asked, Work, asked, bf16_hint, decide, described, expected_rows, lines, settled
 from featlib.config import ExtractConfig, ModelConfig, extract_config, fingerprint
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.items import PlanItem
@@ -54,6 +54,21 @@ def test_more_cores_need_more_work() -> None:
     work = Work(60_000, 8e9, 2)
     assert decide("auto", work, "fp32").arithmetic == "compiled"
     assert decide("auto", replace(work, cores=64), "fp32").arithmetic == "plain"
+
+
+def test_a_network_that_was_compiled_before_needs_less_work() -> None:
+    work = Work(6_000, 8e9, 2)
+    assert decide("auto", work, "fp32").arithmetic == "plain"
+    assert decide("auto", replace(work, is_kept=True), "fp32").arithmetic == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("flags", "hinted"), [("fpu avx2", True), ("fpu avx512_bf16", False), ("amx_bf16", False), ("", False)]
+)
+def test_bf16_on_a_processor_without_it(flags: str, hinted: bool) -> None:
+    half, info = model(precision="bf16"), f"processor : 0\nflags : {flags}\n" if flags else ""
+    assert bool(bf16_hint([half], AUTO, info)) == hinted
+    assert bf16_hint([model()], AUTO, info) == ()
 
 
 def test_a_line_says_what_was_decided_and_by_what() -> None:

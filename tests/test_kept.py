@@ -117,3 +117,11 @@ def test_room_is_made_by_what_was_not_used_for_longest(kept: Kept, monkeypatch: 
     assert kept.find("a") is not None  # used: now the newest
     kept.keep("d", package(kept, bytes(100)))
     assert [key for key in "abcd" if kept.find(key)] == ["a", "c", "d"]
+
+
+def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not module.is_marked("m")
+    assert not list(tmp_path.iterdir())
+    Kept().mark("m")
+    assert module.is_marked("m")
