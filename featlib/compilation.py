@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 COMPILING_S = 60.0
 """Seconds that a worker waits for its network where nothing is kept of it yet; 20 to 45 were measured."""
+LOADING_S = 3.0
+"""The same where this machine has compiled the network before."""
 WORTH = 3.0
 """So many times its cost compiling must save."""
 SHARE_SAVED = 0.15
@@ -45,11 +47,13 @@ class Work:
         rows: Frames or clips, as far as the plan lets one guess.
         flops: Of one row.
         cores: That run it.
+        is_kept: Whether this machine has probably compiled it before.
     """
 
     rows: float
     flops: float
     cores: int
+    is_kept: bool = False
 
     def forward_s(self, precision: str) -> float:
         """Seconds of forward passes on one core, run plainly."""
@@ -73,7 +77,7 @@ def decide(asked: Compile, work: Work, precision: str) -> Decision:
         return Decision("compiled" if asked == "on" else "plain", f"--compile {asked}")
     seconds = work.forward_s(precision)
     about = f"about {_duration(seconds)} of forward passes"
-    pays = seconds * SHARE_SAVED / work.cores > WORTH * COMPILING_S
+    pays = seconds * SHARE_SAVED / work.cores > WORTH * (LOADING_S if work.is_kept else COMPILING_S)
     return Decision("compiled" if pays else "plain", about if pays else f"{about}: too few to compile for")
 
 
@@ -114,6 +118,7 @@ def works(
 ) -> dict[str, Work]:
     """By label, what open items mean for each network; a sample of the plan's shards stands for all."""
     from featlib.extractors import probe, registry
+    from featlib.inference import is_probably_kept
 
     found = {}
     for model in models:
@@ -125,7 +130,9 @@ def works(
         rows = mean_rows((item for shard in sample for item in items.shard(int(shard))), model.sampling)
         shape = probe.input_shape(model.input, model.frames)
         flops = probe.probe_and_count(registry.network(model.network), model.settings, shape, model.layer)[1]
-        found[model.label] = Work(rows * int(needs[model.label].sum()), float(flops), num_cores)
+        found[model.label] = Work(
+            rows * int(needs[model.label].sum()), float(flops), num_cores, is_probably_kept(model)
+        )
     return found
 
 
@@ -229,6 +236,19 @@ def checked(
 def lines(models: "Sequence[ResolvedModel]", says: Mapping[str, str]) -> tuple[str, ...]:
     """What was decided, a line a model, for a person."""
     return tuple(f"{model.label}: {model.arithmetic} ({says[model.label]})" for model in models)
+
+
+def bf16_hint(models: "Sequence[ResolvedModel]", asked: Asked, cpuinfo: str) -> tuple[str, ...]:
+    """A line for who asks for bf16 of an x86 processor that has no instructions for it.
+
+    Args:
+        cpuinfo: The text of ``/proc/cpuinfo``; empty where there is none.
+    """
+    labels = [model.label for model in models if model.precision == "bf16"]
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    if not labels or not flags or asked.half == "off" or "avx512_bf16" in flags or "amx_bf16" in flags:
+        return ()
+    return (f"{', '.join(labels)}: this CPU has no instructions for bf16; fp32 is probably as fast",)
 
 
 def described(model: "ResolvedModel") -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,7 +147,9 @@ def _settled(
         work = compilation.works(models, opened.needs, plan, PlanItems(store, plan), cores)
     models, says = compilation.settled(models, compilation.asked(config), before, work)
     models, says = compilation.checked(models, says, before, store.options)
-    lines = compilation.lines(models, says)
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+    lines = compilation.lines(models, says) + compilation.bf16_hint(models, compilation.asked(config), text)
     for line in lines:
         shown.stage(line)
     return models, lines

@@ -47,6 +47,11 @@ def default_folder() -> Path:
     return Path(home) / "featlib" / "compiled"
 
 
+def is_marked(name: str) -> bool:
+    """Whether ``Kept.mark`` was called with ``name``; makes no folder."""
+    return (default_folder() / f"{name}.mark").exists()
+
+
 class Kept:
     """The folder of kept networks.
 
@@ -106,6 +111,10 @@ class Kept:
     def refuse(self, key: str, reason: str) -> None:
         """Writes down that a network is not to be compiled, so that nobody tries again."""
         self._note(key, {"key": key, "sha256": "", "refused": reason})
+
+    def mark(self, name: str) -> None:
+        """Notes that something was kept; of use for a guess what it costs to have it again, and never trusted."""
+        (self.folder / f"{name}.mark").touch(mode=0o600)
 
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / f"{key}{ending}"

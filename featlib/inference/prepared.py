@@ -1,7 +1,8 @@
 """A network made ready to run: on its device, in the memory format and the arithmetic that suit it."""
 
+import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from featlib.extractors.layers import Cut
 from featlib.extractors.resolve import ResolvedModel
 from featlib.inference.compiled import Candidate, NotCompiledError, compiled
 from featlib.inference.folding import fold_batch_norm
+from featlib.inference.kept import Kept, NotKeptError, is_marked
 from featlib.spec import FP32_TOLERANCE, InputSpec
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,10 +87,22 @@ def prepared(
         run, strays = _plain_run(model, plain, batch), _strays(model, plain, batch)
         must_pay = is_trial or model.precision == "fp32"
         made = compiled(Candidate(module, cast, run, strays, torch.get_num_threads(), must_pay))
+        with suppress(NotKeptError, OSError):
+            Kept().mark(_mark(model))
         return Prepared(made, "fp32")
     except NotCompiledError as error:
         _check_may_fall_back(model, str(error), is_trial=is_trial)
         return Prepared(plain, model.precision, f"{model.label}: not compiled: {error}")
+
+
+def is_probably_kept(model: ResolvedModel) -> bool:
+    """Whether this machine has compiled the network before, as far as that can be told without building it."""
+    return is_marked(_mark(model))
+
+
+def _mark(model: ResolvedModel) -> str:
+    made_of = (model.network, model.weights_sha256, model.settings, model.precision, model.frames, model.batch_size)
+    return hashlib.sha256(repr((*made_of, torch.__version__)).encode()).hexdigest()
 
 
 def _check_may_fall_back(model: ResolvedModel, reason: str, *, is_trial: bool) -> None:

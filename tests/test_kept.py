@@ -1,0 +1,127 @@
+"""What is kept is loaded only when it is whole and nobody else can have written it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featlib.inference import kept as module
+from featlib.inference.kept import Found, Kept, NotKeptError
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path / "cache" / "compiled")
+
+
+def package(kept: Kept, content: bytes = b"machine code") -> Path:
+    path = kept.folder / "made.tmp"
+    path.write_bytes(content)
+    return path
+
+
+def test_what_was_kept_is_found(kept: Kept) -> None:
+    assert kept.find("k") is None
+    path = kept.keep("k", package(kept))
+    assert kept.find("k") == Found(path)
+    assert path.read_bytes() == b"machine code"
+
+
+def test_a_refusal_is_found_too(kept: Kept) -> None:
+    kept.refuse("k", "no faster")
+    assert kept.find("k") == Found(None, "no faster")
+
+
+def test_other_bytes_than_were_kept_are_not_trusted(kept: Kept) -> None:
+    path = kept.keep("k", package(kept))
+    path.write_bytes(b"machine cod3")
+    assert kept.find("k") is None
+
+
+def test_an_entry_under_the_name_of_another_is_not_trusted(kept: Kept) -> None:
+    kept.keep("a", package(kept))
+    for ending in (".pt2", ".json"):
+        os.rename(kept.folder / f"a{ending}", kept.folder / f"b{ending}")
+    assert kept.find("b") is None
+
+
+@pytest.mark.parametrize("name", ["k.pt2", "k.json"])
+def test_a_file_that_others_may_write_is_not_trusted(kept: Kept, name: str) -> None:
+    kept.keep("k", package(kept))
+    (kept.folder / name).chmod(0o666)
+    assert kept.find("k") is None
+
+
+@pytest.mark.parametrize("name", ["k.pt2", "k.json"])
+def test_a_link_is_not_trusted(kept: Kept, name: str) -> None:
+    kept.keep("k", package(kept))
+    path = kept.folder / name
+    path.rename(kept.folder / "elsewhere")
+    path.symlink_to(kept.folder / "elsewhere")
+    assert kept.find("k") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "k"}', '{"key": "k", "refused": "", "sha256": 1}'])
+def test_a_torn_note_is_no_entry(kept: Kept, text: str) -> None:
+    kept.keep("k", package(kept))
+    (kept.folder / "k.json").write_text(text)
+    assert kept.find("k") is None
+
+
+def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(NotKeptError, match="others cannot write to"):
+        Kept(folder)
+
+
+def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "compiled").symlink_to(tmp_path / "real")
+    with pytest.raises(NotKeptError):
+        Kept(tmp_path / "compiled")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotKeptError, match="set XDG_CACHE_HOME"):
+        Kept(tmp_path / "file" / "compiled")
+
+
+def test_one_at_a_time_also_when_the_other_is_killed(kept: Kept) -> None:
+    """A process that holds the lock keeps others out, and its death lets them in."""
+    script = (
+        "import sys, time; from pathlib import Path; sys.path.append(sys.argv[2]); from kept import Kept\n"
+        "with Kept(Path(sys.argv[1])).locked('k'):\n    print('in', flush=True); time.sleep(600)"
+    )
+    beside = Path(module.__file__).parent  # imported alone, without the networks of its package
+    command = [sys.executable, "-c", script, str(kept.folder), str(beside)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with open(kept.folder / "k.lock", "rb") as lock, pytest.raises(BlockingIOError):
+            module.fcntl.flock(lock, module.fcntl.LOCK_EX | module.fcntl.LOCK_NB)
+        other.kill()
+        with kept.locked("k"):
+            pass
+
+
+def test_room_is_made_by_what_was_not_used_for_longest(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 350)
+    for i, key in enumerate("abc"):
+        kept.keep(key, package(kept, bytes(100)))
+        os.utime(kept.folder / f"{key}.json", (i, i))
+    assert kept.find("a") is not None  # used: now the newest
+    kept.keep("d", package(kept, bytes(100)))
+    assert [key for key in "abcd" if kept.find(key)] == ["a", "c", "d"]
+
+
+def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not module.is_marked("m")
+    assert not list(tmp_path.iterdir())
+    Kept().mark("m")
+    assert module.is_marked("m")
