@@ -14,14 +14,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from benchmarks.stubs import DECODE, NETWORK
-from featlib import ExtractConfig
+from featlib.config import ExtractConfig, ModelConfig
 from featlib.progress import SilentReporter
 from featlib.summary import Summary
 
+DATASET = "scale"
 OBJECT_STORE_MB = 512
+
+Costs = dict[str, float]
 
 
 class _Planned(Exception):  # noqa: N818 - not an error
@@ -50,21 +53,21 @@ def config(manifest: str, output: str) -> ExtractConfig:
     return ExtractConfig(
         manifest=(manifest,),
         output=output,
-        dataset="scale",
-        models=({"network": NETWORK, "weights": "random:0"},),
+        dataset=DATASET,
+        models=(ModelConfig(network=NETWORK, label="stub", weights="random:0"),),
         device="cpu",
         object_store_mb=OBJECT_STORE_MB,
     )
 
 
-def plan(manifest: str, output: str) -> dict[str, float]:
+def plan(manifest: str, output: str) -> Costs:
     """The job up to where it would start Ray."""
     with suppress(_Planned):
         _job(manifest, output, _UntilPlanned())
     return {}
 
 
-def run(manifest: str, output: str) -> dict[str, float]:
+def run(manifest: str, output: str) -> Costs:
     """The whole job; where everything is published, that is a resume with nothing to do."""
     stages = _Stages()
     summary = _job(manifest, output, stages)
@@ -81,7 +84,7 @@ def _job(manifest: str, output: str, shown: SilentReporter) -> Summary:
     return run_job(config(manifest, output), shown, lambda name, what: None, DECODE)
 
 
-def obvious(manifest: str, output: str) -> dict[str, float]:
+def obvious(manifest: str, output: str) -> Costs:
     """The Ray Data program that one writes first, over the same manifest and with the same stubs."""
     import ray
 
@@ -93,7 +96,7 @@ def obvious(manifest: str, output: str) -> dict[str, float]:
     return {"extract_s": time.perf_counter() - started}
 
 
-SUBJECTS: dict[str, Callable[[str, str], dict[str, float]]] = {"plan": plan, "run": run, "obvious": obvious}
+SUBJECTS: dict[str, Callable[[str, str], Costs]] = {"plan": plan, "run": run, "obvious": obvious}
 
 
 def _cpu_s() -> tuple[float, float]:

@@ -23,8 +23,9 @@ def picture(uri: str) -> npt.NDArray[np.uint8]:
 
 def decode(item: MediaItem, wants: tuple[Want, ...], segment: Segment, **_: Any) -> Decoded:
     """Stands for ``featlib.media.decode.decode_item``: one picture an item, without reading anything."""
-    clips = {want.label: (Clip(0, 0.0, None, (0.0,), 0, (0,)),) for want in wants}
-    frames = {want.pixels.key: picture(item.uri)[None] for want in wants}
+    clips: dict[str, tuple[Clip, ...]] = {want.label: (Clip(0, 0.0, None, (0.0,), 0, (0,)),) for want in wants}
+    pixels = np.ascontiguousarray(picture(item.uri)[None])
+    frames = {want.pixels.key: pixels for want in wants}
     return Decoded(Segment(0, 1), "ok", MediaFacts(frames_decoded=1), frames=frames, clips=clips)
 
 

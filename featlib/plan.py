@@ -77,7 +77,8 @@ class Plan:
 
     def rows_of(self, shard: int) -> range:
         """Rows of the items of a shard."""
-        return range(*(int(np.searchsorted(self.shards, shard, side)) for side in ("left", "right")))
+        key = self.shards.dtype.type(shard)  # an int would make numpy copy all shards to int64, at every call
+        return range(*(int(np.searchsorted(self.shards, key, side)) for side in ("left", "right")))
 
 
 @dataclass(frozen=True)

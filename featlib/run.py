@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from featlib.dataflow import Flow
     from featlib.extractors.resolve import ResolvedModel
 
-_UNITS_AT_ONCE = 1024
+_UNITS_AT_ONCE = 128
 _MB = 1 << 20
 
 

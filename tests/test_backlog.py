@@ -170,3 +170,32 @@ def test_what_was_staged_of_a_file_that_was_replaced_is_done_again(store: Store,
     assert _media(_units(store, plan, backlog)) == ["v1"]
     assert backlog.ready_shards() == []
     assert backlog.finish(0, [("v1", 0, 1, {})])
+
+
+def test_what_is_staged_is_read_as_its_shards_come(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that had staged much before it was killed must not hold all of it at once."""
+    monkeypatch.setattr("featlib.shards.staging._PIECES_AT_ONCE", 2)
+    plan = planned(store, [f"v{i}" for i in range(12)], 2)
+    for i in range(0, 12, 2):
+        staged(store, f"r-{i}", [Item(f"v{i}")], shard=i // 2)
+    opened: list[str] = []
+    monkeypatch.setattr(Store, "open", lambda self, key, real=Store.open: opened.append(key) or real(self, key))
+    backlog = Backlog(plan, {"a": np.ones(12, dtype=bool)}, PRINTS)
+    units = backlog.units(store, KEYS, PlanItems(store, plan), unit_items=64)
+    read = []
+    for unit in units:
+        read.append((unit.items[0].media_id, sum(key.endswith(".piece") for key in opened)))
+    assert read == [("v1", 2), ("v3", 2), ("v5", 4), ("v7", 4), ("v9", 6), ("v11", 6)]
+
+
+def test_open_items_are_counted_over_all_shards(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("xxxxxx"), PRINTS)
+    _units(store, plan, backlog)
+    backlog.finish(0, [["v0", 0, 1, {}], ["v0", 0, 1, {}], ["v4", 0, 1, {}]])
+    assert backlog.open_items == 5, "neither a repeat nor an item of another shard counts"
+    backlog.finish(1, [["v4", 0, 1, {}]])
+    backlog.finish(0, [["v1", 0, 1, {}], ["v2", 0, 1, {}]])
+    assert (backlog.open_items, backlog.ready_shards()) == (2, [0])
+    backlog.reopen(0, ["v1", "v1"])
+    assert (backlog.open_items, backlog.ready_shards()) == (3, [])

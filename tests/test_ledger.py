@@ -130,3 +130,16 @@ def test_changed_sources_are_found_and_gone_ones_are_not(store: Store, tmp_path:
     os.utime(paths[1], ns=(1, 1))
     paths[2].unlink()
     assert list(changed_rows(store, KEYS, plan, "a", StoreOptions())) == [(0, "v0"), (1, "v1")]
+
+
+def test_outcomes_are_found_in_any_order_and_over_many_objects(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featlib.ledger._OBJECTS_AT_ONCE", 1)
+    planned(store, [*IDS, "w0", "w1"], 4)
+    staged(store, "r-0", [Item("v2"), Item("v0", status={"a": "failed"}), Item("v1"), Item("v3")], ("a", "b"))
+    publish(store, ("a", "b"))
+    ledger = _ledger(store, "a", "b")
+    assert ledger.done("a", retry_failed=True).tolist() == [False, True, True, True, False, False]
+    assert ledger.done("b", retry_failed=True).tolist() == [True] * 4 + [False] * 2
+    ledger.record("a", 0, _outcomes(("v3", "failed", "timeout", 0), ("stranger", "ok", None, 1), ("v0", "ok", None, 2)))
+    assert ledger.done("a", retry_failed=True).tolist() == [True, True, True, False, False, False]
+    assert ledger.class_counts(ledger.done("a", retry_failed=False)) == {"timeout": 1}

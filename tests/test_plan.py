@@ -19,7 +19,9 @@ from featlib.plan import (
     Unit,
     UnitItem,
     empty_plan,
+    find_rows,
     grow,
+    items_in_unit,
     read_plan,
     shard_rows,
     split_unit,
@@ -252,3 +254,23 @@ def test_the_plan_on_disk_has_one_schema(store: Store) -> None:
     _grow(store, *_ids("a"))
     with store.open(f"{KEYS.plan}/gen-00000.plan") as file:
         assert pq.ParquetFile(file).schema_arrow == PLAN
+
+
+def test_find_rows_in_any_order_with_strangers(store: Store) -> None:
+    plan, _ = _grow(store, *_ids("a", "b", "c", "d", "e"))
+    assert find_rows(plan, 1, ["c", "d"]).tolist() == [2, 3]
+    assert find_rows(plan, 1, ["d", "a", "c"]).tolist() == [3, -1, 2]
+    assert find_rows(plan, 1, ["d"]).tolist() == [3]
+    assert find_rows(plan, 1, []).tolist() == []
+    assert find_rows(plan, 7, ["a"]).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("items", "fit", "count"),
+    [
+        *((0, 999, 64), (262_144, 999, 64), (262_145, 999, 128), (10**6, 999, 256), (10**8, 999, 256)),
+        *((10**6, 255, 128), (10**6, 127, 64), (10**6, 0, 64)),
+    ],
+)
+def test_very_many_items_come_in_larger_units_that_their_pixels_fit(items: int, fit: int, count: int) -> None:
+    assert items_in_unit(items, fit) == count

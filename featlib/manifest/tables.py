@@ -12,7 +12,7 @@ from featlib.errors import MediaError
 from featlib.manifest.rows import KNOWN, RawRows, Source, as_json, check_columns, check_not_reserved
 from featlib.storage import RangeFile, StoreOptions, open_media
 
-BATCH_ROWS = 65_536
+BATCH_ROWS = 16_384
 _CSV_BLOCK_BYTES = 4 << 20  # also the longest row that is read
 
 

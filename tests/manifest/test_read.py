@@ -238,7 +238,7 @@ print(rows, (peak() - before) // 1024)
 
 
 def test_a_big_manifest_is_streamed(tmp_path: Path) -> None:
-    path, rows = tmp_path / "m.csv", 4 * BATCH_ROWS + 1
+    path, rows = tmp_path / "m.csv", 16 * BATCH_ROWS + 1
     with path.open("w") as file:
         file.write("uri,note\n")
         file.writelines(f"some/long/folder/name/video_{i:09}.mp4,{'n' * 200}\n" for i in range(rows))

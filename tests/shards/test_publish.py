@@ -62,6 +62,25 @@ def test_rows_are_in_plan_order_under_one_schema(store: Store) -> None:
         assert outcomes["media_id"].to_pylist() == ["v2", "v0", "v1"]
 
 
+def test_items_of_interleaved_pieces_stand_in_plan_order_in_whole_items(store: Store) -> None:
+    """Neighbours in a piece are written at once; that must neither mix nor cut nor lose items."""
+    items = [Item(f"v{i}", (0, 1)) for i in range(9)]
+    items[3], items[6] = Item("v3", status={"a": "failed"}), Item("v6", (1, 0, 1))
+    planned(store, [i.media_id for i in items])
+    staged(store, "r-0", [items[0], items[1], items[3], items[4]], ("b", "a"))
+    staged(store, "r-1", [items[2], items[8], items[5]], ("b", "a"))
+    staged(store, "r-2", [items[6], items[7]], ("b", "a"))
+    publish(store, ("a", "b"), max_bytes=400)
+    for label in "ab":
+        parts = sorted((i.key for i in store.list(KEYS.features(label))), key=lambda key: PartName.parse(key) or key)
+        objects = [pq.read_table(io.BytesIO(store.get(key))) for key in parts]
+        assert len(objects) > 2
+        ids = [media_id for table in objects for media_id in dict.fromkeys(table["media_id"].to_pylist())]
+        assert ids == [i.media_id for i in items if label == "b" or i.media_id != "v3"]
+        assert visible(store)[label] == expected(label, items)
+        check_hashes(store, label)
+
+
 def test_footer_says_what_made_a_shard(store: Store) -> None:
     planned(store, ["v0"])
     staged(store, "r-0", [Item("v0")])
