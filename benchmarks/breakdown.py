@@ -11,11 +11,11 @@ TITLE = "8 clips, command to exit"
 
 
 class HasRuns(Protocol):
-    """A program, and its runs over the clips once: featlib's short ones, the long ones of the others."""
+    """A program, and its runs over the clips once: featlib's usual ones, the long ones of the others."""
 
     program: Program
     name: str
-    short_runs: list[Ran]
+    usual_runs: list[Ran]
     long_runs: list[Ran]
 
 
@@ -37,7 +37,7 @@ def lines(subjects: Sequence[HasRuns]) -> list[str]:
 
 
 def _once(subject: HasRuns) -> list[Ran]:
-    return subject.short_runs if subject.program is FEATLIB else subject.long_runs
+    return subject.usual_runs if subject.program is FEATLIB else subject.long_runs
 
 
 def median_steps(runs: Sequence[Ran]) -> list[tuple[str, float]]:

@@ -58,7 +58,7 @@ def _decode_s(setting: Setting, clip: Path, name: str, models: tuple[dict[str, A
     chosen = tuple({**model, "weights": "random:0"} for model in models)
     sizes = {key: int(value) for key, value in setting.options.items()}
     output = setting.scratch / "decode-once"
-    ran = run(FEATLIB, Job("", (("clip", str(clip)),), str(output), models=chosen, sizes=sizes), reads_rows=False)
+    ran = run(FEATLIB, Job("", (("clip", str(clip)),), str(output), models=chosen, settings=sizes), reads_rows=False)
     if ran.told["frames_decoded"] != num_frames:
         raise RuntimeError(f"{name}: {ran.told['frames_decoded']} frames were decoded, the clip has {num_frames}")
     seconds = _outcome_s(output)

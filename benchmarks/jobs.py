@@ -26,7 +26,7 @@ class Job:
             0 for a frame network.
         output: An empty folder.
         models: Settings of several models, for featlib alone; else ``network`` is the only one.
-        sizes: Numbers of workers, for programs that can be told; empty for their own choice.
+        settings: For programs that can be told, such as numbers of workers; empty for their own choice.
     """
 
     network: str
@@ -36,7 +36,7 @@ class Job:
     clip_frames: int = 0
     precision: str = "fp32"
     models: tuple[dict[str, Any], ...] = ()
-    sizes: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 
 from benchmarks import breakdown
@@ -67,13 +68,26 @@ class Subject:
 
     Args:
         short, long: The two lists of clips; what the long run does more, in the time that it takes more, is the rate.
+        usual: A job as a person types it, timed from command to exit.
+        cache: Where the program keeps what it may use again.
     """
 
-    def __init__(self, program: Program, name: str, short: Job | None, long: Job) -> None:
+    def __init__(
+        self, program: Program, name: str, short: Job | None, long: Job, usual: Job | None = None,
+        cache: Path | None = None,
+    ) -> None:  # fmt: skip
         self.program, self.name = program, name
-        self._short, self._long = short, long
+        self._short, self._long, self._usual, self._cache = short, long, usual, cache
+        self._first_s = 0.0
         self.short_runs: list[Ran] = []
         self.long_runs: list[Ran] = []
+        self.usual_runs: list[Ran] = []
+
+    def prepare(self) -> None:
+        """A first run, which nobody measures: it compiles the network and keeps it."""
+        if self._short is not None and self._cache is not None:
+            self._first_s = run(self.program, self._short, cache=self._cache).whole_s
+            say(f"  {self.name}: the first run took {self._first_s:.1f} s")
 
     def measure(self) -> float:
         """Rows a second of one round.
@@ -81,9 +95,11 @@ class Subject:
         Raises:
             RuntimeError: The long run was not longer; nothing can be said.
         """
+        if self._usual is not None:
+            self.usual_runs.append(run(self.program, self._usual, cache=self._cache))
         if self._short is not None:
-            self.short_runs.append(run(self.program, self._short))
-        self.long_runs.append(run(self.program, self._long))
+            self.short_runs.append(run(self.program, self._short, cache=self._cache))
+        self.long_runs.append(run(self.program, self._long, cache=self._cache))
         rate = _rate(self.short_runs[-1] if self._short else None, self.long_runs[-1])
         say(f"  {self.name}: {rate:.2f} rows/s, {self.long_runs[-1].whole_s:.1f} s for {len(self.long_runs[-1].rows)}")
         return rate
@@ -93,7 +109,8 @@ class Subject:
         if not self.short_runs:
             return f"{self.long_runs[-1].whole_s:.1f} s in all"
         starts = (r.whole_s - len(r.rows) / rate for r, rate in zip(self.short_runs, rates, strict=True))
-        return f"start {median(starts):.1f} s"
+        compiled = max(0.0, self._first_s - median(r.whole_s for r in self.short_runs))
+        return f"start {median(starts):.1f} s" + (f", and once {compiled:.0f} s to compile" if self._first_s else "")
 
 
 def _rate(short: Ran | None, long: Ran) -> float:
@@ -125,6 +142,8 @@ def measure(plan: Plan, setting: Setting) -> Outcome:
     subjects = [*_peers(plan, setting, clips), *_featlib(plan, setting, clips)]
     precisions = [s.name.split()[-1] for s in subjects if s.program is FEATLIB]
     parts: dict[str, list[Parts]] = {p: [] for p in precisions}
+    for subject in subjects:
+        subject.prepare()
     with _limit(plan, setting, clips, precisions) as limit:
         measured = interleaved(
             [(s.name, s.measure) for s in subjects]
@@ -144,7 +163,7 @@ def _job(plan: Plan, setting: Setting, name: str, clips: Sequence[Clip], times: 
     sizes = {key: int(value) for key, value in setting.options.items() if key.endswith(("_workers", "_threads"))}
     return Job(
         plan.network, repeated(clips, times), str(setting.scratch / f"{plan.network}-{name}"),
-        clip_frames=plan.clip_frames, precision=precision, sizes=sizes,
+        clip_frames=plan.clip_frames, precision=precision, settings=sizes,
     )  # fmt: skip
 
 
@@ -152,7 +171,7 @@ def _peers(plan: Plan, setting: Setting, clips: Sequence[Clip]) -> list[Subject]
     """Slow programs: their short run is over the shortest clip, their long run over the list once."""
     found = []
     for i, program in enumerate(p for p in PEERS if not p.lacks):
-        long = replace(_job(plan, setting, f"peer{i}-long", clips, 1), sizes={})
+        long = replace(_job(plan, setting, f"peer{i}-long", clips, 1), settings={})
         shortest = tuple(pair for pair in long.clips if pair[0].endswith(f"clip{len(clips) - 1:02d}"))
         short = replace(long, clips=shortest, output=long.output.replace("long", "short"))
         found.append(Subject(program, program.name, None if setting.is_small else short, long))
@@ -160,15 +179,21 @@ def _peers(plan: Plan, setting: Setting, clips: Sequence[Clip]) -> list[Subject]
 
 
 def _featlib(plan: Plan, setting: Setting, clips: Sequence[Clip]) -> list[Subject]:
-    """featlib in each precision: the list once, and ``_PASSES`` times."""
+    """featlib in each precision: the list once, and ``_PASSES`` times, with the networks compiled, as it does by itself
+    where a job is long; and, for the short job, the list once as a person types it."""
     precisions = ["fp32", *(["bf16"] if this_machine().bf16 and not setting.is_small else [])]
-    found = []
-    for p in precisions:
-        short = _job(plan, setting, f"featlib-{p}-short", clips, 1, p)
-        long = _job(plan, setting, f"featlib-{p}-long", clips, _PASSES, p)
-        pair = (None, short) if setting.is_small else (short, long)
-        found.append(Subject(FEATLIB, f"featlib {p}", *pair))
-    return found
+    return [_one_featlib(plan, setting, clips, p) for p in precisions]
+
+
+def _one_featlib(plan: Plan, setting: Setting, clips: Sequence[Clip], precision: str) -> Subject:
+    usual = _job(plan, setting, f"featlib-{precision}", clips, 1, precision)
+    name = f"featlib {precision}"
+    if setting.is_small:
+        return Subject(FEATLIB, name, None, usual)
+    settings = {**usual.settings, "compile": "on"}
+    short = replace(usual, settings=settings, output=f"{usual.output}-short")
+    long = replace(short, clips=repeated(clips, _PASSES), output=f"{usual.output}-long")
+    return Subject(FEATLIB, name, short, long, usual if plan.is_short_job else None, setting.scratch / "cache")
 
 
 def _limit(

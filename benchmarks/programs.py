@@ -61,11 +61,12 @@ class Ran:
     told: dict[str, Any] = field(default_factory=dict)
 
 
-def run(program: Program, job: Job, *, reads_rows: bool = True) -> Ran:
+def run(program: Program, job: Job, *, reads_rows: bool = True, cache: Path | None = None) -> Ran:
     """Runs ``program`` in a process of its own; its output folder is emptied before.
 
     Args:
         reads_rows: False when its output is not the features of one network.
+        cache: Where it keeps what it may use again, instead of where its user does.
 
     Raises:
         RuntimeError: It failed; the end of what it said is in the message.
@@ -77,7 +78,7 @@ def run(program: Program, job: Job, *, reads_rows: bool = True) -> Ran:
     began, clock = time.time(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", program.module, str(path)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=MOST_S, check=False,
+        cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=MOST_S, check=False,
     )  # fmt: skip
     whole_s = time.monotonic() - clock
     if done.returncode:
@@ -85,8 +86,9 @@ def run(program: Program, job: Job, *, reads_rows: bool = True) -> Ran:
     return Ran(read_rows(output) if reads_rows else NO_ROWS, whole_s, began, json.loads(done.stdout.splitlines()[-1]))
 
 
-def environment() -> dict[str, str]:
+def environment(cache: Path | None = None) -> dict[str, str]:
     """Of a program: it finds this package, and nothing of it reports to anybody."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
-    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    kept = {"XDG_CACHE_HOME": str(cache)} if cache else {}
+    return {**os.environ, **quiet, **kept, "PYTHONPATH": os.pathsep.join(paths)}

@@ -37,7 +37,7 @@ def _config(job: Job) -> ExtractConfig:
     manifest = Path(job.output).with_suffix(".csv")
     manifest.write_text("".join(f"{name},{path}\n" for name, path in (("media_id", "uri"), *job.clips)))
     models = tuple(ModelConfig(**model) for model in job.models or (_model(job),))
-    return ExtractConfig(manifest=str(manifest), output=job.output, dataset=DATASET, models=models, **job.sizes)
+    return ExtractConfig(manifest=str(manifest), output=job.output, dataset=DATASET, models=models, **job.settings)
 
 
 def _model(job: Job) -> dict[str, str]:

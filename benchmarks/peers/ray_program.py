@@ -42,7 +42,7 @@ def work(job: Job) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.time()
     videos = [{"media_id": name, "path": path} for name, path in job.clips]
-    actors = job.sizes.get("actors") or max(1, len(os.sched_getaffinity(0)) - 1)
+    actors = job.settings.get("actors") or max(1, len(os.sched_getaffinity(0)) - 1)
     (
         ray.data.from_items(videos, override_num_blocks=len(videos))
         .map_batches(decode, fn_kwargs={"job": job}, batch_size=1)
