@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help demo test check conformance lock clean
+.PHONY: help demo test check conformance bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Lists the targets
@@ -28,12 +30,20 @@ check: $(STAMP)  ## Runs the linter, the formatter's check and the type checker
 conformance: $(STAMP)  ## Holds every extractor to the conformance test; takes several minutes
 	$(BIN)/python -m pytest -m full tests/extractors $(ARGS)
 
-lock:  ## Writes requirements.lock anew from pyproject.toml; needs uv
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --all-extras \
-		--python-version 3.11 pyproject.toml -o requirements.lock
+bench: $(BENCH_STAMP)  ## Measures featlib beside other programs and the limit of this machine; about an hour on two cores
+	$(BENCH)/bin/python -m benchmarks $(ARGS)
 
-clean:  ## Removes .venv, caches and what the demo wrote
-	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+# Daft wants an older pyarrow than featlib takes: it has a lock and an environment of its own. The copy makes uv keep
+# every version of requirements.lock that it can.
+lock:  ## Writes requirements.lock and requirements-bench.lock anew from pyproject.toml; needs uv
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev \
+		--python-version 3.11 pyproject.toml -o requirements.lock
+	cp requirements.lock requirements-bench.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev --extra bench \
+		--python-version 3.11 pyproject.toml -o requirements-bench.lock
+
+clean:  ## Removes .venv, caches and what demo and bench wrote
+	rm -rf $(VENV) $(BENCH) bench build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find featlib jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The project itself is built with the hatchling of the lock (no build isolation), so nothing unpinned is fetched.
@@ -46,5 +56,16 @@ else
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+endif
+	touch $@
+
+# featlib itself is not installed here: the benchmarks run it from the checkout.
+$(BENCH_STAMP): requirements-bench.lock
+ifneq ($(UV),)
+	test -x $(BENCH)/bin/python || $(UV) venv --python $(PYTHON) $(BENCH)
+	$(UV) pip install --python $(BENCH)/bin/python --require-hashes -r requirements-bench.lock
+else
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --require-hashes -r requirements-bench.lock
 endif
 	touch $@

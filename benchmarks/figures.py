@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ class Figure:
         workload: Such as ``ResNet-50 fp32``.
         subject: ``featlib``, ``limit``, or the name of a peer.
         unit: Such as ``frames/s``; say so where it is a CPU second.
-        rounds: What each round gave; the figure is their median.
+        rounds: What each round gave; the figure is their median. Empty for what could not be measured here; the note
+            says why.
         note: What a reader must know beside it, such as the seconds of its start.
     """
 
@@ -27,7 +29,7 @@ class Figure:
 
     @property
     def value(self) -> float:
-        return median(self.rounds)
+        return median(self.rounds) if self.rounds else nan
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""What a run still has to do: plan minus published minus staged, kept per shard while results come in."""
+"""What a run still has to do: plan minus published minus staged, kept per shard while results come in.
+
+An open item costs a byte here, whatever the length of its id.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -10,22 +13,14 @@ import numpy as np
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.ledger import Rows, has_changed
-from featlib.plan import Plan, PlanItems, Unit, units_of_shard
-from featlib.shards.staging import Piece, StagedItem, list_pieces, staged_items
+from featlib.plan import Plan, PlanItems, Unit, digest, shard_rows, units_of_shard
+from featlib.shards.staging import Piece, StagedItem, piece_keys, read_shards, staged_items
 from featlib.storage import Store, StoreOptions
 
 _ASKED_AT_ONCE = 16
 
 Needs = Mapping[str, tuple[str, ...]]
 """By media id, the labels that an item still needs."""
-
-
-@dataclass
-class _Open:
-    """Items of a shard that are not wholly staged, and the segments that long ones still lack."""
-
-    items: set[str]
-    segments: dict[str, set[int]] = field(default_factory=dict)
 
 
 class Backlog:
@@ -38,7 +33,10 @@ class Backlog:
 
     def __init__(self, plan: Plan, needs: Mapping[str, Rows], fingerprints: Mapping[str, str]) -> None:
         self._plan, self._needs, self._fingerprints = plan, needs, fingerprints
-        self._open: dict[int, _Open] = {}
+        self._is_open = np.zeros(len(plan.ids), dtype=bool)
+        self._num_open: dict[int, int] = {}
+        self._missing: dict[tuple[int, str], set[int]] = {}
+        self.open_items = 0
         wanted = np.zeros(len(plan.ids), dtype=bool)
         for rows in needs.values():
             wanted |= rows
@@ -48,61 +46,79 @@ class Backlog:
     def needs_of(self, shard: int, items: Sequence[PlanItem]) -> dict[str, tuple[str, ...]]:
         """What each item of a shard needs in this run."""
         rows = self._plan.rows_of(shard)
+        mine = {label: need[rows.start : rows.stop] for label, need in self._needs.items()}
+        if all(need.all() for need in mine.values()):
+            return dict(zip((item.media_id for item in items), repeat(tuple(mine), len(rows)), strict=True))
         found: dict[str, tuple[str, ...]] = {}
-        for row, item in zip(rows, items, strict=True):
-            labels = tuple(label for label, need in self._needs.items() if need[row])
-            if labels:
-                found[item.media_id] = labels
+        for item, *wanted in zip(items, *(need.tolist() for need in mine.values()), strict=True):
+            if any(wanted):
+                found[item.media_id] = tuple(label for label, is_wanted in zip(mine, wanted, strict=True) if is_wanted)
         return found
 
     def units(self, store: Store, keys: Keys, items: PlanItems, *, unit_items: int) -> Iterator[Unit]:
-        """The units of the first pass; shards that have staged pieces come first."""
-        pieces = list_pieces(store, keys)
-        order = sorted(self.shards, key=lambda s: (s not in pieces, s))
-        for shard in order:
-            needs = self.needs_of(shard, items.shard(shard))
-            staged = staged_for(pieces.get(shard, ()), needs, self._fingerprints)
-            yield from self._shard_units(shard, items.shard(shard), needs, _current(staged, store.options), unit_items)
+        """The units of the first pass; shards that have staged pieces come first.
+
+        What is staged is read shard by shard, so a run that had staged much before it was killed costs no more.
+        """
+        keys_of = piece_keys(store, keys)
+        begun = {shard: keys_of[shard] for shard in self.shards if shard in keys_of}
+        untouched = ((shard, list[Piece]()) for shard in self.shards if shard not in begun)
+        for shard, pieces in chain(read_shards(store, begun), untouched):
+            mine = items.shard(shard)
+            needs = self.needs_of(shard, mine)
+            staged = staged_for(pieces, needs, self._fingerprints)
+            yield from self._shard_units(shard, mine, needs, _current(staged, store.options), unit_items)
 
     def _shard_units(
         self, shard: int, items: Sequence[PlanItem], needs: Needs, staged: Mapping[str, StagedItem], unit_items: int
     ) -> Iterator[Unit]:
-        open_ids = {media_id for media_id in needs if media_id not in staged or not staged[media_id].complete}
-        begun = {m: (s.n, s.missing) for m, s in staged.items() if m in open_ids}
-        segments = {m: set(missing) for m, (_, missing) in begun.items()}
-        self._open[shard] = _Open(open_ids, segments)
-        todo = {media_id: labels for media_id, labels in needs.items() if media_id in open_ids}
+        todo = {m: labels for m, labels in needs.items() if m not in staged or not staged[m].complete}
+        begun = {m: (s.n, s.missing) for m, s in staged.items() if m in todo}
+        self._missing.update({(shard, m): set(missing) for m, (_, missing) in begun.items()})
+        first = self._plan.rows_of(shard).start
+        self._num_open[shard] = 0
+        self._open(shard, (first + place for place, item in enumerate(items) if item.media_id in todo))
         yield from units_of_shard(shard, items, todo, begun, unit_items=unit_items)
+
+    def _open(self, shard: int, rows: Iterable[int]) -> None:
+        new = [row for row in rows if not self._is_open[row]]
+        self._is_open[new] = True
+        self._num_open[shard] += len(new)
+        self.open_items += len(new)
 
     def ready_shards(self) -> list[int]:
         """Shards of which everything is staged; known once ``units`` has been read to its end."""
-        return [shard for shard, state in self._open.items() if not state.items]
+        return [shard for shard, count in self._num_open.items() if not count]
 
     def finish(self, shard: int, finished: Iterable[Sequence[Any]]) -> bool:
         """Takes what a unit staged; True when it was the last of its shard."""
-        state = self._open[shard]
-        before = len(state.items)
+        rows = shard_rows(self._plan, shard)
+        before = self._num_open[shard]
         for media_id, k, n, _ in finished:
-            if n > 1:
-                missing = state.segments.setdefault(media_id, set(range(n)))
-                missing.discard(k)
-                if missing:
-                    continue
-            state.items.discard(media_id)
-            state.segments.pop(media_id, None)
-        return before > 0 and not state.items
+            if n > 1 and self._lacks_segments(shard, media_id, k, n):
+                continue
+            self._missing.pop((shard, media_id), None)
+            row = rows.get(digest(media_id))
+            if row is not None and self._is_open[row]:
+                self._is_open[row] = False
+                self._num_open[shard] -= 1
+        self.open_items -= before - self._num_open[shard]
+        return before > 0 and not self._num_open[shard]
+
+    def _lacks_segments(self, shard: int, media_id: str, k: int, n: int) -> bool:
+        """Takes segment ``k`` of ``n`` of an item."""
+        missing = self._missing.setdefault((shard, media_id), set(range(n)))
+        missing.discard(k)
+        return bool(missing)
 
     def reopen(self, shard: int, media_ids: Iterable[str]) -> None:
         """Puts items back whose staged pieces turned out to be unusable."""
-        self._open[shard].items.update(media_ids)
+        rows = shard_rows(self._plan, shard)
+        self._open(shard, {rows[digest(media_id)] for media_id in media_ids})
 
     def close(self, shard: int) -> None:
         """Forgets a shard that is published."""
-        self._open.pop(shard, None)
-
-    @property
-    def open_items(self) -> int:
-        return sum(len(state.items) for state in self._open.values())
+        self._num_open.pop(shard, None)
 
 
 def staged_for(pieces: Iterable[Piece], needs: Needs, fingerprints: Mapping[str, str]) -> dict[str, StagedItem]:

@@ -123,6 +123,11 @@ Example:
 @click.option(
     "--layout", type=click.Choice(["auto", "together", "separate"]), help="One pool for all networks, or two."
 )
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    help="Run networks as compiled code on CPUs; default auto: where that saves more time than it costs.",
+)
 @click.option("--decode-workers", type=int, help="Decode processes; default from the machine.")
 @click.option("--extract-workers", type=int, help="Extractor actors in each pool; default from the machine.")
 @click.option("--extract-threads", type=int, help="CPU threads of one extractor actor; default from the machine.")

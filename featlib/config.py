@@ -23,6 +23,7 @@ from featlib.spec import FrameSampling, parse_clip_keys
 
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["auto", "together", "separate"]
+Compile = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Pool = Literal["mean", "max", "mean_std"]
 Fuse = Literal["concat", "mean"]
@@ -75,6 +76,11 @@ def _clip_sampling(text: str) -> str:
 
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+def _yaml_word(value: Any) -> Any:
+    """YAML reads ``on`` and ``off`` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _endpoint(url: str) -> str:
@@ -167,8 +173,10 @@ class ExtractConfig(_Frozen):
         max_failed: Share of media, 0 to 1, that may be failed or partial before the exit code is 3.
         layout: ``together``: one pool holds all networks; ``separate``: image and clip networks in a pool each.
         extract_threads: CPU threads of one extractor worker.
+        compile: Whether networks run as compiled code on CPUs; ``auto``: where that saves more than it costs.
         shard_items: Media items in one shard of the plan; fixed when an item is first planned.
         unit_mb: Most megabytes of pixels that one decode task hands on.
+        unit_items: Most small items that one decode task takes; derived: 64, in jobs of very many items up to 256.
         decode_memory_mb: Memory that decoding one item may take beyond the worker's own.
         decode_stall_s: Seconds without progress after which decoding an item is given up.
         decode_deadline_s: Seconds after which decoding an item is given up whatever it does.
@@ -189,6 +197,7 @@ class ExtractConfig(_Frozen):
     endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
     anon: bool = False
     layout: Layout = "auto"
+    compile: Annotated[Compile, BeforeValidator(_yaml_word)] = "auto"
     decode_workers: Annotated[int, Field(ge=1)] | None = None
     extract_workers: Annotated[int, Field(ge=1)] | None = None
     extract_threads: Annotated[int, Field(ge=1)] | None = None
@@ -196,7 +205,7 @@ class ExtractConfig(_Frozen):
     shard_items: Annotated[int, Field(ge=1, le=100_000)] = 256
     shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
     unit_mb: Annotated[int, Field(ge=1, le=1024)] = 48
-    unit_items: Annotated[int, Field(ge=1, le=1024)] = 64
+    unit_items: Annotated[int, Field(ge=1, le=1024)] | None = None
     decode_memory_mb: Annotated[int, Field(ge=64)] = 2048
     decode_stall_s: Annotated[float, Field(gt=0)] = 90.0
     decode_deadline_s: Annotated[float, Field(gt=0)] = 1800.0

@@ -18,7 +18,7 @@ from featlib.errors import ConfigError, StoppedError
 from featlib.pools import FlowPool, Machine, Pools, Sizes, plan_pools
 from featlib.spec import FlowSpec, Kind, Want
 from featlib.storage import Store, StoreOptions
-from featlib.workers import RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker
+from featlib.workers import DECODE, RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +39,7 @@ class Flow:
         weights: By label, where ``ship`` put the weights.
         fingerprints: By label.
         flow_weights: By kind of optical flow, where ``ship`` put the weights of its method.
+        decode: ``module:function`` that decodes an item.
     """
 
     output: str
@@ -51,6 +52,7 @@ class Flow:
     wants: tuple[Want, ...]
     limits: "Limits"
     flow_weights: Mapping[FlowSpec, Any] = field(default_factory=dict)
+    decode: str = DECODE
 
 
 class _DecodeActor(DecodeWorker):
@@ -99,6 +101,13 @@ def start_local_ray(*, num_cpus: float, object_store_mb: int, num_gpus: int | No
         configure_logging=True,
     )
     return str(context.address_info["gcs_address"])
+
+
+def is_connected() -> bool:
+    """Whether this process has joined a Ray."""
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def connect_ray(address: str) -> None:
@@ -230,7 +239,12 @@ def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
     ).repartition(target_num_rows_per_block=1)
     dataset = dataset.map_batches(
         _DecodeActor,
-        fn_constructor_kwargs={"wants": flow.wants, "limits": flow.limits, "store_options": flow.store_options},
+        fn_constructor_kwargs={
+            "wants": flow.wants,
+            "limits": flow.limits,
+            "store_options": flow.store_options,
+            "decode": flow.decode,
+        },
         **_pool(min(pools.decode_workers, num_units), pools.decode_cpus),
     )
     if pools.flow is not None:

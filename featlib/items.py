@@ -1,7 +1,7 @@
 """A media item: what the plan says of it, and what became of it in a run (the value behind an outcome row)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featlib.spec import MediaFacts, Segment, Status
@@ -57,7 +57,8 @@ class ItemReport:
         return self.facts.size, self.facts.etag
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        parts = {"segment": vars(self.segment).copy(), "facts": vars(self.facts).copy()}
+        return vars(self) | parts | {"models": {label: vars(m).copy() for label, m in self.models.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ItemReport":
@@ -71,8 +72,8 @@ class ItemReport:
         )
 
 
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
+def _known(cls: type[MediaFacts], data: Mapping[str, Any]) -> dict[str, Any]:
+    names = cls.__dataclass_fields__
     return {k: v for k, v in data.items() if k in names}
 
 
@@ -83,6 +84,8 @@ def merge_models(reports: Iterable[ModelReport]) -> ModelReport:
     ``failed``.
     """
     parts = list(reports)
+    if len(parts) == 1 and parts[0].status in ("ok", "skipped"):
+        return parts[0]
     worst = max(parts, key=lambda r: _SEVERITY.index(r.status))
     rows = sum(r.num_rows for r in parts)
     broken = worst.status in ("partial", "failed")
@@ -96,6 +99,8 @@ def merge_facts(facts: Iterable[MediaFacts]) -> MediaFacts:
     ``frames_decoded`` counts each frame once; ``frames_twice`` those that a seam made to be decoded again.
     """
     parts = list(facts)
+    if len(parts) == 1 and not parts[0].frames_twice:
+        return parts[0]
     best = max(parts, key=lambda f: (f.codec is not None, f.duration_s is not None))
     return replace(
         best,

@@ -1,11 +1,12 @@
 """The main job: manifest -> plan -> decode -> extract -> stage -> publish, resumable at every point."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featlib import partition
+from featlib import compilation, partition
 from featlib.backlog import Backlog
 from featlib.config import ExtractConfig
 from featlib.drivers import Claim
@@ -18,8 +19,10 @@ from featlib.publisher import remove_history
 from featlib.run import Run, Task
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance, to_json
+from featlib.start import RayStart
 from featlib.storage import Store, StoreOptions
 from featlib.summary import Summary
+from featlib.workers import DECODE
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
@@ -40,32 +43,49 @@ def extract(
         ConfigError: The configuration or the manifest is wrong; nothing was read from the media.
         StoppedError: The job cannot go on now; the same call goes on later.
     """
+    with reporter or SilentReporter() as shown:
+        return run_job(config, shown, on_event)
+
+
+def run_job(config: ExtractConfig, shown: Reporter, on_event: Event, decode: str = DECODE) -> Summary:
+    """As ``extract``.
+
+    Args:
+        decode: ``module:function`` with the signature of ``featlib.media.decode.decode_item``.
+    """
     from featlib.extractors.resolve import resolve
 
     options = StoreOptions(config.endpoint_url, config.anon)
     store, keys = Store(config.output, options), Keys(config.dataset)
-    with reporter or SilentReporter() as shown:
-        shown.stage("reading weights")
-        models = tuple(resolve(model, options) for model in config.models)
-        provenance = {m.label: partition.provenance(config.dataset, m) for m in models}
-        partition.check(store, keys, provenance)
-        with Claim(store, keys) as claim:
-            shown.stage("reading the manifest")
-            claim.settle()
-            partition.check(store, keys, provenance)  # again: a driver that ended meanwhile may have registered
-            plan, selected = _plan(config, store, keys, options)
-            on_event("plan_written", str(len(plan.ids)))
-            partition.register(store, keys, provenance)
-            remove_history(store, keys, list(provenance))
-            task = _task(config, store, keys, models, provenance, plan, selected)
-            run = Run(task, claim, shown, on_event)
-            if task.backlog.num_items:
-                run.work()
-            on_event("before_summary", config.dataset)
-            summary = _summary(task, run, selected)
-            if summary.did_work:
-                store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
-            return summary
+    shown.stage("reading weights")
+    models = tuple(resolve(model, options) for model in config.models)
+    before = {m.label: partition.registered(store, keys, m.label) for m in models}
+    models, _ = compilation.settled(models, compilation.asked(config), before, {})
+    partition.check(store, keys, _provenance(config, models))
+    ray = RayStart(config, models, store)
+    if not store.list(keys.plan):  # nothing was ever planned, so there is work; else there may be none
+        ray.begin()
+    with Claim(store, keys) as claim:
+        shown.stage("reading the manifest")
+        claim.settle()
+        # Again: a driver that ended meanwhile may have registered.
+        partition.check(store, keys, _provenance(config, models))
+        plan, selected = _plan(config, store, keys, options)
+        on_event("plan_written", str(len(plan.ids)))
+        opened = _opened(config, store, keys, plan, selected)
+        models, forward = _settled(config, store, keys, models, plan, opened, shown)
+        provenance = _provenance(config, models)
+        partition.register(store, keys, provenance)
+        remove_history(store, keys, list(provenance))
+        task = replace(_task(config, store, keys, models, provenance, plan, opened, ray), decode=decode)
+        run = Run(task, claim, shown, on_event)
+        if task.backlog.num_items:
+            run.work()
+        on_event("before_summary", config.dataset)
+        summary = _summary(task, run, selected, forward)
+        if summary.did_work:
+            store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
+        return summary
 
 
 def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions) -> tuple[Plan, Rows]:
@@ -73,17 +93,27 @@ def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions
     return grow(store, keys, read_plan(store, keys), batches, config.shard_items)
 
 
-def _task(
-    config: ExtractConfig,
-    store: Store,
-    keys: Keys,
-    models: "tuple[ResolvedModel, ...]",
-    provenance: Mapping[str, Provenance],
-    plan: Plan,
-    selected: Rows,
-) -> Task:
-    """Plan minus published: what this run has to do."""
-    ledger = Ledger(plan, list(provenance))
+def _provenance(config: ExtractConfig, models: "Sequence[ResolvedModel]") -> dict[str, Provenance]:
+    """By label."""
+    return {m.label: partition.provenance(config.dataset, m) for m in models}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Plan minus published.
+
+    Args:
+        needs: By label, which items of the plan still need it.
+        replaced: Ids of items whose published rows give way to new ones.
+    """
+
+    ledger: Ledger
+    needs: dict[str, Rows]
+    replaced: frozenset[str]
+
+
+def _opened(config: ExtractConfig, store: Store, keys: Keys, plan: Plan, selected: Rows) -> _Opened:
+    ledger = Ledger(plan, list(config.labels))
     ledger.load(store, keys)
     replaced: dict[int, str] = {}
     if config.changed:
@@ -94,12 +124,51 @@ def _task(
     needs = {
         label: selected & (~ledger.done(label, retry_failed=config.retry_failed) | again) for label in ledger.labels
     }
-    backlog = Backlog(plan, needs, {label: p.fingerprint for label, p in provenance.items()})
+    return _Opened(ledger, needs, frozenset(replaced.values()))
+
+
+def _settled(
+    config: ExtractConfig,
+    store: Store,
+    keys: Keys,
+    models: "tuple[ResolvedModel, ...]",
+    plan: Plan,
+    opened: _Opened,
+    shown: Reporter,
+) -> "tuple[tuple[ResolvedModel, ...], tuple[str, ...]]":
+    """The models with the arithmetic that this job's work asks for, and a line on each."""
+    if not any(need.any() for need in opened.needs.values()):
+        return models, ()
+    before = {m.label: partition.registered(store, keys, m.label) for m in models}
+    work = {}
+    if config.compile == "auto":
+        cores = compilation.cores(config.ray_address)
+        work = compilation.works(models, opened.needs, plan, PlanItems(store, plan), cores)
+    models, says = compilation.settled(models, compilation.asked(config), before, work)
+    models, says = compilation.checked(models, says, before, store.options)
+    lines = compilation.lines(models, says)
+    for line in lines:
+        shown.stage(line)
+    return models, lines
+
+
+def _task(
+    config: ExtractConfig,
+    store: Store,
+    keys: Keys,
+    models: "tuple[ResolvedModel, ...]",
+    provenance: Mapping[str, Provenance],
+    plan: Plan,
+    opened: _Opened,
+    ray: RayStart,
+) -> Task:
+    """What this run has to do."""
+    backlog = Backlog(plan, opened.needs, {label: p.fingerprint for label, p in provenance.items()})
     items = PlanItems(store, plan)
-    return Task(config, store, keys, models, provenance, items, backlog, ledger, frozenset(replaced.values()))
+    return Task(config, store, keys, models, provenance, items, backlog, opened.ledger, opened.replaced, ray)
 
 
-def _summary(task: Task, run: Run, selected: Rows) -> Summary:
+def _summary(task: Task, run: Run, selected: Rows, forward: tuple[str, ...]) -> Summary:
     ledger, keys, url = task.ledger, task.keys, task.store.url
     return Summary(
         dataset=task.config.dataset,
@@ -113,4 +182,5 @@ def _summary(task: Task, run: Run, selected: Rows) -> Summary:
         seconds=run.seconds,
         pools=run.pools,
         did_work=bool(task.backlog.num_items),
+        forward=(*forward, *run.notes),
     )

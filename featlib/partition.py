@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 import featlib
+from featlib.compilation import described
 from featlib.config import fingerprint
 from featlib.errors import ConfigError
 from featlib.layout import Keys
@@ -24,6 +25,7 @@ def provenance(dataset: str, model: "ResolvedModel") -> Provenance:
     """What makes the features of one model in one dataset."""
     semantics = model.semantics()
     record = {"weights_source": redact(model.weights_source), "featlib": featlib.__version__}
+    record["arithmetic"] = described(model)
     for package in _PACKAGES:
         try:
             record[package] = version(package)

@@ -9,7 +9,7 @@ A million items cost about 40 MB here: ids are held as 16-byte digests, and item
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from featlib.errors import ConfigError, StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys
-from featlib.manifest import IMAGE_ENDINGS
+from featlib.manifest import IMAGE_ENDINGS, ending_of
 from featlib.storage import Store
 
 PLAN = pa.schema(
@@ -41,6 +41,8 @@ _ITEM_COLUMNS = PLAN.names[1:]
 _ROW_GROUP = 8192
 _DIGEST = 16
 _BYTES_A_UNIT = 2 << 20
+_UNIT_ITEMS, _MOST_UNIT_ITEMS = 64, 256
+_MANY_UNITS = 4096
 _UNKNOWN_SIZE = _BYTES_A_UNIT // 2
 
 Digests = npt.NDArray[np.bytes_]
@@ -249,6 +251,16 @@ def shard_rows(plan: Plan, shard: int) -> dict[bytes, int]:
     return dict(zip(plan.ids[rows.start : rows.stop].tolist(), rows, strict=True))
 
 
+def find_rows(plan: Plan, shard: int, media_ids: Sequence[object]) -> npt.NDArray[np.int64]:
+    """The plan's row of each of ``media_ids`` in a shard; -1 for one that is not there."""
+    rows = plan.rows_of(shard)
+    wanted = digests(map(str, media_ids))
+    if np.array_equal(wanted, plan.ids[rows.start : rows.stop]):  # outcomes name all items of a shard in its order
+        return np.arange(rows.start, rows.stop)
+    by_digest = shard_rows(plan, shard)
+    return np.array([by_digest.get(d, -1) for d in wanted.tolist()], dtype=np.int64)
+
+
 class PlanItems:
     """Reads items of a plan back, by shard; holds the row groups of one shard's neighbourhood only."""
 
@@ -270,7 +282,7 @@ class PlanItems:
         if self._cached is None or self._cached.key != key or not self._cached.holds(start, count):
             self._cached = _read_rows(self._store, key, start, count)
         rows = self._cached.table.slice(start - self._cached.start, count)
-        return [PlanItem(**row) for row in rows.to_pylist()]
+        return list(map(PlanItem, *(rows[name].to_pylist() for name in _ITEM_COLUMNS)))
 
 
 @dataclass(frozen=True)
@@ -333,9 +345,24 @@ def units_of_shard(
         yield Unit(shard, labels, tuple(waiting))
 
 
+def items_in_unit(open_items: int, fit: int) -> int:
+    """Most small items in a unit.
+
+    A unit costs the driver some 20 ms and 12 KB in Ray, whatever is in it. So a job that would have very many gets
+    larger ones, which still share a shard of 256 evenly.
+
+    Args:
+        fit: Pictures whose pixels fit into one unit; 0: not known.
+    """
+    count = _UNIT_ITEMS
+    while count < _MOST_UNIT_ITEMS and 2 * count <= fit and open_items > count * _MANY_UNITS:
+        count *= 2
+    return count
+
+
 def _cost(item: PlanItem, unit_items: int) -> float:
     """Share of a unit that an item probably fills."""
-    if PurePosixPath(item.uri).suffix.lower() in IMAGE_ENDINGS:
+    if ending_of(item.uri) in IMAGE_ENDINGS:
         return 1 / unit_items
     return max((item.size if item.size is not None else _UNKNOWN_SIZE) / _BYTES_A_UNIT, 1 / unit_items)
 
@@ -349,8 +376,20 @@ def split_unit(unit: Unit) -> Iterator[Unit]:
 
 def units_table(units: Sequence[Unit], first_seq: int) -> pa.Table:
     """Units as rows of ``UNITS``, numbered from ``first_seq``."""
-    rows = [{"seq": first_seq + i, **unit_row(unit)} for i, unit in enumerate(units)]
-    return pa.Table.from_pylist(rows, schema=UNITS)
+    items = [item for unit in units for item in unit.items]
+    kind = UNITS.field("items").type
+    fields = list(kind.value_type)
+    values = [pa.array([getattr(item, f.name) for item in items], f.type) for f in fields]
+    ends = np.cumsum([0, *(len(unit.items) for unit in units)])
+    columns: dict[str, Any] = {
+        "seq": range(first_seq, first_seq + len(units)),
+        "labels": [unit.labels for unit in units],
+        "items": pa.ListArray.from_arrays(
+            pa.array(ends, pa.int32()), pa.StructArray.from_arrays(values, fields=fields)
+        ),
+    }
+    columns |= {name: [getattr(unit, name) for unit in units] for name in ("shard", "k", "n")}
+    return pa.table([pa.array(columns[f.name], f.type) for f in UNITS], schema=UNITS)
 
 
 def unit_row(unit: Unit) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from featlib.plan import PlanItems, Unit, UnitItem
 from featlib.shards.commit import read_committed
 from featlib.shards.publish import DamagedPieceError, Event, ShardJob, publish_shard
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import Piece, list_pieces
+from featlib.shards.staging import Piece, piece_keys, read_heads, read_shards
 from featlib.storage import Store
 
 
@@ -56,7 +56,7 @@ class ShardPublisher:
         self.claim.check()
         items = self.items.shard(shard)
         needs = self.backlog.needs_of(shard, items)
-        pieces = list_pieces(self.store, self.keys, shard).get(shard, [])
+        pieces = read_heads(self.store, piece_keys(self.store, self.keys, shard).get(shard, []))
         staged = staged_for(pieces, needs, {label: p.fingerprint for label, p in self.provenance.items()})
         missing = {m for m in needs if m not in staged or not staged[m].complete}
         if missing:
@@ -121,7 +121,7 @@ def remove_history(store: Store, keys: Keys, labels: Collection[str]) -> None:
     Left behind, they would pass for the result of the next ``--retry-failed`` or ``--changed``. A piece of which one
     of ``labels`` is still to be published stays.
     """
-    for shard, pieces in list_pieces(store, keys).items():
+    for shard, pieces in read_shards(store, piece_keys(store, keys)):
         history = {label: read_committed(store, keys, label, shard).pieces for label in labels}
         mine = {p.key: [label for r in p.reports for label in r.models if label in history] for p in pieces}
         store.delete([key for key, made in mine.items() if made and all(key in history[label] for label in made)])

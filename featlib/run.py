@@ -20,17 +20,18 @@ from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.ledger import Ledger
-from featlib.plan import UNITS, PlanItems, Unit, UnitItem, split_unit, unit_from_row, units_table
+from featlib.plan import UNITS, PlanItems, Unit, UnitItem, items_in_unit, split_unit, unit_from_row, units_table
 from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import list_pieces, stage
+from featlib.shards.staging import piece_keys, read_shards, stage
 from featlib.spec import Segment
+from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
-from featlib.workers import MAX_ATTEMPTS, died_report, finished_entry
+from featlib.workers import DECODE, MAX_ATTEMPTS, died_report, finished_entry
 
 if TYPE_CHECKING:
     from featlib.dataflow import Flow
@@ -46,6 +47,7 @@ class Task:
 
     Args:
         replaced: Ids of items whose published rows give way to new ones.
+        decode: ``module:function`` that decodes an item.
     """
 
     config: ExtractConfig
@@ -57,6 +59,8 @@ class Task:
     backlog: Backlog
     ledger: Ledger
     replaced: frozenset[str]
+    ray: RayStart
+    decode: str = DECODE
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -87,6 +91,7 @@ class Run:
             ).publish
         )
         self.seconds = Seconds()
+        self.notes: list[str] = []
         self.frames_decoded = 0
         self.pools = ""
 
@@ -109,7 +114,7 @@ class Run:
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
             units = _UnitsFile(Path(folder) / "units-0")
-            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=task.config.unit_items))
+            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=_unit_items(task)))
             ready = task.backlog.ready_shards()
             if ready:
                 self._shown.stage("publishing what was staged before")
@@ -154,9 +159,9 @@ class Run:
     def _start(self) -> "tuple[Flow, Pools]":
         """Connects Ray and reads the weights for shipping: once, and only when there is something to decode."""
         if self._ray is None:
-            started = time.monotonic()
             self._shown.stage("starting Ray")
-            pools = _pools(self._task)
+            pools, waited_s = self._task.ray.pools()
+            started = time.monotonic() - waited_s
             self._ray = _flow(self._task, self._id), pools
             self.pools = str(pools)
             self.seconds.workers["decode"] = pools.decode_workers
@@ -172,6 +177,8 @@ class Run:
         stats = json.loads(row["stats"])
         if "fatal" in stats:
             raise StoppedError(stats["fatal"])
+        for note in stats.pop("notes", ()):
+            self._note(note)
         self.seconds.add(stats)
         self.frames_decoded += int(stats["frames_decoded"])
         self._later.extend(unit_from_row(u) for u in json.loads(row["later"]))
@@ -180,6 +187,13 @@ class Run:
             self._on_event("unit_staged", str(row["seq"]))
         self._finish(row["shard"], finished)
         self._settle(self._publisher.take())
+
+    def _note(self, note: str) -> None:
+        """Shows what a worker has to say; many may say the same."""
+        if note not in self.notes:
+            self.notes.append(note)
+            self._shown.stage(note)
+            self._shown.stage("extracting")
 
     def _finish(self, shard: int, finished: Sequence[Sequence[Any]]) -> None:
         backlog = self._task.backlog
@@ -229,26 +243,19 @@ class Run:
         """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
         task = self._task
         task.store.delete([o.key for o in task.store.list(task.keys.units)])
-        staged = list_pieces(task.store, task.keys)
-        done = [p.key for s in task.backlog.shards for p in staged.get(s, ()) if is_spent(p, task.provenance)]
-        task.store.delete(done)
+        staged = piece_keys(task.store, task.keys)
+        mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
+        for _, pieces in read_shards(task.store, mine):
+            task.store.delete([p.key for p in pieces if is_spent(p, task.provenance)])
         task.store.sweep_temporary()
 
 
-def _pools(task: Task) -> Pools:
-    from featlib.dataflow import join_or_start
-    from featlib.extractors.flow_method import flow_kind
-    from featlib.pools import Sizes
-
-    c = task.config
-    return join_or_start(
-        c.ray_address,
-        Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device, c.flow_workers),
-        {m.label: m.input.kind for m in task.models},
-        flow_kind(m.input.flow_spec for m in task.models),
-        local_output=task.store.url if task.store.is_local else None,
-        object_store_mb=c.object_store_mb,
-    )
+def _unit_items(task: Task) -> int:
+    """Most small items in a unit of this job."""
+    crops = {m.input.pixels.key: m.input.pixels.crop for m in task.models}.values()
+    pixels = sum(crop[0] * crop[1] for crop in crops if crop is not None)
+    fit = task.config.unit_mb * _MB // (3 * pixels) if None not in crops else 0
+    return task.config.unit_items or items_in_unit(task.backlog.num_items, fit)
 
 
 def _flow(task: Task, run: str) -> "Flow":
@@ -279,6 +286,7 @@ def _flow(task: Task, run: str) -> "Flow":
         wants=tuple(m.want for m in task.models),
         limits=limits,
         flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},
+        decode=task.decode,
     )
 
 

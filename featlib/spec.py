@@ -21,6 +21,10 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Kind = Literal["frame", "clip"]
 ChannelOrder = Literal["rgb", "bgr"]
 Status = Literal["ok", "partial", "failed", "skipped"]
+Arithmetic = Literal["plain", "compiled"]
+
+FP32_TOLERANCE = 1e-5
+"""Most relative L2 between features of a compiled network and of the same network run plainly in fp32."""
 
 FRAME_POLICIES: tuple[FramePolicy, ...] = ("all", "every", "fps", "uniform", "random", "keyframes")
 _NEEDS_VALUE: dict[str, str] = {"every": "N", "fps": "F", "uniform": "K", "random": "K"}

@@ -58,6 +58,7 @@ class Summary:
         outcomes: URL of each label's outcomes.
         pools: The workers of this run; empty when nothing had to be decoded.
         did_work: False when everything had been published before.
+        forward: How each network ran and why, a line each, and what workers had to say of it.
         can_retry: Whether the command takes failed media up again when it is told to.
     """
 
@@ -73,6 +74,7 @@ class Summary:
     pools: str = ""
     did_work: bool = True
     can_retry: bool = True
+    forward: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -104,6 +106,7 @@ class Summary:
             "busy_s": dict(self.seconds.busy),
             "held_back_by": self.seconds.held_back_by,
             "pools": self.pools,
+            "forward": list(self.forward),
             "exit_code": self.exit_code,
         }
 
@@ -136,6 +139,7 @@ class Summary:
         return [
             f"  {s.wall:.1f} s, of which {s.start:.1f} s start; busy: {busy}; held back by {s.held_back_by}",
             f"  {self.frames_decoded} frames decoded, once for all models; workers: {self.pools}",
+            *(f"  {line}" for line in self.forward),
         ]
 
 

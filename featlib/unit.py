@@ -10,6 +10,7 @@ overlapping clips, so share frames and flow without copies.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,20 @@ class Frames:
         return _binary(flat[0] if len(flat) == 1 else np.concatenate(flat)), pa.array([shapes], _SHAPES)
 
 
+@dataclass(frozen=True)
+class PlacedClips:
+    """The clips of one item and one model.
+
+    Args:
+        item: Place of the item in the unit.
+        first: Row of the item's first frame.
+    """
+
+    item: int
+    first: int
+    clips: tuple[Clip, ...]
+
+
 @dataclass
 class UnitBuilder:
     """Gathers decoded items into the row that goes to the extractors.
@@ -92,7 +107,7 @@ class UnitBuilder:
     shard: int
     specs: Mapping[str, str]
     frames: dict[str, Frames] = field(default_factory=dict)
-    clips: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    clips: dict[str, list[PlacedClips]] = field(default_factory=dict)
     reports: list[ItemReport] = field(default_factory=list)
     nbytes: int = 0
 
@@ -107,7 +122,7 @@ class UnitBuilder:
                 self.nbytes += frames.nbytes
         for label, clips in decoded.clips.items():
             offset = first.get(self.specs[label], 0)
-            self.clips.setdefault(label, []).extend(_clip_row(item, clip, offset) for clip in clips)
+            self.clips.setdefault(label, []).append(PlacedClips(item, offset, clips))
 
     def row(self, later: Sequence[Mapping[str, Any]], stats: Mapping[str, float]) -> pa.Table:
         """The block of one row.
@@ -127,20 +142,38 @@ class UnitBuilder:
             x, shape = have.column() if have else (pa.nulls(1, pa.large_binary()), pa.nulls(1, _SHAPES))
             columns[f"x_{key}"], columns[f"shape_{key}"] = x, shape
         for label in sorted(self.specs):
-            columns[f"clips_{label}"] = pa.array([self.clips.get(label, [])], CLIPS)
+            columns[f"clips_{label}"] = _clips_column(self.clips.get(label, []))
         return pa.table(columns)
 
 
-def _clip_row(item: int, clip: Clip, offset: int) -> dict[str, Any]:
-    return {
-        "item": item,
-        "clip_index": clip.clip_index,
-        "start_s": clip.start_s,
-        "end_s": clip.end_s,
-        "frame_s": clip.frame_s,
-        "padded_frames": clip.padded_frames,
-        "frame_idx": [i + offset for i in clip.frame_idx],
+def _clips_column(placed: Sequence[PlacedClips]) -> pa.ListArray:
+    """The clips of one model as an array of one row, made by columns: a dense job has tens of thousands of them."""
+    clips = [clip for part in placed for clip in part.clips]
+    counts = [len(part.clips) for part in placed]
+    first = np.repeat([part.first for part in placed], counts)
+    columns = {
+        "item": pa.array(np.repeat([part.item for part in placed], counts), pa.int32()),
+        "clip_index": pa.array([clip.clip_index for clip in clips], pa.int32()),
+        "start_s": pa.array([clip.start_s for clip in clips], pa.float64()),
+        "end_s": pa.array([clip.end_s for clip in clips], pa.float64()),
+        "frame_s": _lists([clip.frame_s for clip in clips], pa.float64()),
+        "padded_frames": pa.array([clip.padded_frames for clip in clips], pa.int32()),
+        "frame_idx": _lists([clip.frame_idx for clip in clips], pa.int32(), first),
     }
+    fields = list(CLIPS.value_type)
+    rows = pa.StructArray.from_arrays([columns[f.name] for f in fields], fields=fields)
+    return pa.ListArray.from_arrays(pa.array([0, len(clips)], pa.int32()), rows)
+
+
+def _lists(
+    values: Sequence[tuple[float, ...]], kind: pa.DataType, added: npt.NDArray[np.int64] | None = None
+) -> pa.ListArray:
+    """A list each, with ``added`` (one number a list) on top."""
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    flat = np.fromiter(chain.from_iterable(values), kind.to_pandas_dtype(), int(lengths.sum()))
+    if added is not None:
+        flat += np.repeat(added, lengths).astype(flat.dtype)
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), pa.array(flat, kind))
 
 
 def reports_of(row: pa.Table) -> list[ItemReport]:

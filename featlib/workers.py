@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from featlib.media import Limits
 
 _MOST_VALUES = 1 << 28  # in one table; an Arrow list counts its values in 31 bits
+DECODE = "featlib.media.decode:decode_item"
 MAX_ATTEMPTS = 3
 """Tries of an item within one run, after which what went wrong is its outcome."""
 
@@ -61,15 +62,18 @@ class DecodeWorker:
 
     Args:
         wants: What each model wants, by label.
+        decode: ``module:function`` with the signature of ``featlib.media.decode.decode_item``.
     """
 
-    def __init__(self, wants: Sequence[Want], limits: "Limits", store_options: StoreOptions) -> None:
+    def __init__(
+        self, wants: Sequence[Want], limits: "Limits", store_options: StoreOptions, decode: str = DECODE
+    ) -> None:
         from featlib.media import DecodeProcess
 
         self._wants = {want.label: want for want in wants}
         self._specs = {want.label: want.pixels.key for want in wants}
         self._limits = limits
-        self._process = DecodeProcess(limits, store_options)
+        self._process = DecodeProcess(limits, store_options, decode)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         row = block.to_pylist()[0]
@@ -79,7 +83,8 @@ class DecodeWorker:
         started = time.perf_counter()
         for place, item in enumerate(unit.items):
             if builder.nbytes >= self._limits.unit_bytes:
-                later.extend(replace(unit, items=(rest,)) for rest in unit.items[place:])
+                starts = range(place, len(unit.items), place)  # so many filled this unit: so many will fill the next
+                later.extend(replace(unit, items=unit.items[start : start + place]) for start in starts)
                 break
             self._take(unit, item, builder, later)
         frames = sum(r.facts.frames_decoded for r in builder.reports)
@@ -148,9 +153,12 @@ class ExtractWorker:
             open_engine(models, payloads[models[0].label], device=spec.device, threads=spec.threads)
             for models in groups.values()
         ]
+        self._notes = [note for engine in self._engines for note in engine.notes]
 
     def __call__(self, row: pa.Table) -> pa.Table:
         stats = json_column(row, "stats")
+        if self._notes:  # once: the driver shows them
+            stats["notes"], self._notes = [*stats.get("notes", ()), *self._notes], []
         for engine in self._engines:
             started = time.perf_counter()
             row, fatal = _extracted(row, engine)

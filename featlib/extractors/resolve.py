@@ -23,7 +23,17 @@ from featlib.extractors.resolve_regions import (
 from featlib.extractors.state_dict import check_finite
 from featlib.extractors.weights import LoadedWeights, keep_payload, load_weights, resolve_weights
 from featlib.models.two_stream import Fusion
-from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, RegionChoice, Sampling, Want, clip_sampling
+from featlib.spec import (
+    Arithmetic,
+    ClipSampling,
+    FrameSampling,
+    InputSpec,
+    Kind,
+    RegionChoice,
+    Sampling,
+    Want,
+    clip_sampling,
+)
 from featlib.storage import StoreOptions
 
 
@@ -42,6 +52,7 @@ class ResolvedModel:
         categories: Names of the classes, in order; empty when nobody knows them.
         regions: Which boxes a detector keeps; None for other networks.
         embedder: The network that reads what lies in the boxes; None for the detector's own vectors.
+        arithmetic: ``compiled`` where the network runs as machine code on CPUs, if it can be had.
     """
 
     label: str
@@ -63,13 +74,14 @@ class ResolvedModel:
     categories: tuple[str, ...] = ()
     regions: RegionChoice | None = None
     embedder: "ResolvedModel | None" = None
+    arithmetic: Arithmetic = "plain"
 
     @property
     def trunk(self) -> tuple[object, ...]:
         """Equal for models that can share a forward pass: the same network on the same input."""
         same = (self.network, self.weights_sha256, self.settings, self.input, self.sampling)
         inner = self.embedder.trunk if self.embedder else None
-        return (*same, self.precision, self.batch_size, self.regions, inner)
+        return (*same, self.precision, self.batch_size, self.regions, inner, self.arithmetic)
 
     @property
     def detector(self) -> str:
@@ -114,6 +126,9 @@ class ResolvedModel:
             values["categories_sha256"] = names
         if self.top_k:
             values["top_k"] = str(self.top_k)
+        if self.precision != "fp32" and self.arithmetic != "plain":
+            # Both are right, but they round differently: rows of one partition must equal what a repeated run gives.
+            values["arithmetic"] = self.arithmetic
         return values
 
 

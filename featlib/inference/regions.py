@@ -11,8 +11,9 @@ from featlib.arrays import Extracted, Floats, Flow, Ints, Stretches, UInt8
 from featlib.extractors.build import build_detector
 from featlib.extractors.resolve import ResolvedModel
 from featlib.extractors.weights import split_payloads
-from featlib.inference.engine import FATAL, Engine, autocast, exact_arithmetic, one_line
+from featlib.inference.engine import FATAL, Engine, one_line
 from featlib.inference.inputs import uploaded
+from featlib.inference.prepared import autocast, exact_arithmetic
 from featlib.models.detection import Regions
 from featlib.regions import crops
 
@@ -35,6 +36,7 @@ class RegionEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         self.models = tuple(models)
+        self.notes: tuple[str, ...] = ()
         self.device = torch.device(device)
         first = self._first = models[0]
         own, inner = split_payloads(payload) if first.embedder else (payload, b"")

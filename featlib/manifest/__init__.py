@@ -33,6 +33,7 @@ __all__ = [
     "RESERVED",
     "SCHEMA",
     "VIDEO_ENDINGS",
+    "ending_of",
     "media_id",
     "read_manifest",
     "write_manifest",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featlib.errors import MediaError, TransientError
+from featlib.media.convert import upright_rgb
 from featlib.media.envelope import missing_bytes
-from featlib.media.frames import DecodeReport, decode_run, upright_rgb
+from featlib.media.frames import DecodeReport, decode_run
 from featlib.media.images import is_image, read_image
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.limits import Limits

@@ -25,6 +25,7 @@ from featlib.spec import Decoded, MediaFacts
 
 _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000
+_KEPT_PART = 16  # of the memory limit, that pixels of one item may leave to the next
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NO_MEMORY = ("can't allocate memory", "bad_alloc")
 # What libav says of a file when one of its own allocations failed: not ENOMEM but that the data are bad.
@@ -109,18 +110,23 @@ def _guard(nursery_pid: int, limits: Limits) -> None:
 
 def serve(sock: socket.socket, decoder: Callable[..., Decoded], limits: Limits, store_options: Any) -> None:
     """Decodes what is asked for until the other side is gone."""
+    pixels = SharedPixels(min(2 * limits.unit_bytes, limits.memory_bytes // _KEPT_PART))
     while True:
         try:
             request, _ = receive(sock)
-            _answer(sock, request, decoder, limits, store_options)
+            _answer(sock, request, decoder, limits, store_options, pixels)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 
 
 def _answer(
-    sock: socket.socket, request: Any, decoder: Callable[..., Decoded], limits: Limits, store_options: Any
+    sock: socket.socket,
+    request: Any,
+    decoder: Callable[..., Decoded],
+    limits: Limits,
+    store_options: Any,
+    pixels: SharedPixels,
 ) -> None:
-    pixels = SharedPixels()
     last_s = time.monotonic()
 
     def progress() -> None:
@@ -145,7 +151,7 @@ def _answer(
     except Exception as error:  # noqa: BLE001 - becomes the item's outcome, internal_error
         send(sock, ("out_of_memory", None) if _is_out_of_memory(error) else ("internal_error", _where(error)))
     finally:
-        pixels.close()
+        pixels.release()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -178,11 +184,8 @@ def _blamed_on_memory(decoded: Decoded, limits: Limits) -> Decoded:
 
 def _send_decoded(sock: socket.socket, decoded: Decoded, pixels: SharedPixels, is_full: bool) -> None:
     bare = replace(decoded, frames={})
-    if not decoded.frames:
-        send(sock, ("done", (bare, 0, {}, is_full)))
-        return
-    descriptor, size, layout = pixels.hand_over(decoded.frames)
-    send(sock, ("done", (bare, size, layout, is_full)), (descriptor,))
+    shared, descriptors = pixels.hand_over(decoded.frames) if decoded.frames else (None, ())
+    send(sock, ("done", (bare, shared, is_full)), descriptors)
 
 
 def _reap(pid: int, wait_s: float) -> int:

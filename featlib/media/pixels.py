@@ -75,13 +75,21 @@ class PixelStore:
         used = part.picks.used_frames(part.first, part.last)
         have = self._frames.get(part.pixel_key, np.empty(0, dtype=np.int64))
         rows = np.searchsorted(have, ordinals)
-        is_whole = np.isin(ordinals, have).all(axis=1)
-        return tuple(
-            _clip(part.first + int(i), times, ordinals[i], int(used[i]), rows[i]) for i in np.flatnonzero(is_whole)
-        )
+        whole = np.flatnonzero(np.isin(ordinals, have).all(axis=1))
+        return _clips(part.first + whole, times, ordinals[whole], used[whole], rows[whole])
 
 
-def _clip(clip_index: int, times: FrameTimes, ordinals: Int64s, used: int, rows: Int64s) -> Clip:
-    frame_s = times.starts_s(ordinals[:used])
-    (end_s,) = times.ends_s(ordinals[used - 1 : used])
-    return Clip(clip_index, frame_s[0], end_s, tuple(frame_s), len(ordinals) - used, tuple(rows.tolist()))
+def _clips(indices: Int64s, times: FrameTimes, ordinals: Int64s, used: Int64s, rows: Int64s) -> tuple[Clip, ...]:
+    """Clips of (num_clips, frames in a clip) ``ordinals``, which lie in ``rows``; all times are looked up at once."""
+    if not len(indices):
+        return ()
+    width = ordinals.shape[1]
+    starts_s = times.starts_s(ordinals.reshape(-1))
+    ends_s = times.ends_s(ordinals[np.arange(len(used)), used - 1])
+    made = []
+    for i, (index, end_s, count, places) in enumerate(
+        zip(indices.tolist(), ends_s, used.tolist(), rows.tolist(), strict=True)
+    ):
+        frame_s = tuple(starts_s[i * width : i * width + count])
+        made.append(Clip(index, frame_s[0], end_s, frame_s, width - count, tuple(places)))
+    return tuple(made)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from featlib.errors import MediaErrorClass, StoppedError
 from featlib.media.limits import Limits
-from featlib.media.wire import mapped, receive, send
+from featlib.media.wire import ReceivedPixels, Shared, receive, send
 from featlib.spec import Decoded, MediaFacts, MediaItem, Segment, Want
 from featlib.storage import StoreOptions
 
@@ -35,6 +35,7 @@ class _Worker:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self.sock = sock
+        self.pixels = ReceivedPixels()
         self.num_items = 0
 
 
@@ -63,7 +64,7 @@ class DecodeProcess:
         """As ``decode_item``; a child that dies is replaced and the item tried once more.
 
         Returns:
-            Frames lie in memory shared with the child, without a copy.
+            Frames are the caller's: later calls do not touch them.
 
         Raises:
             StoppedError: Decoding cannot be started at all.
@@ -85,8 +86,8 @@ class DecodeProcess:
         except (EOFError, OSError):
             raise _WorkerDiedError(self._end_worker(_EXIT_WAIT_S)) from None
         if verb == "done":
-            decoded, size, layout, is_full = argument
-            return self._finished(decoded, size, layout, is_full, descriptors)
+            decoded, shared, is_full = argument
+            return self._finished(worker, decoded, shared, is_full, descriptors)
         if verb == "internal_error":
             return _failed(segment, "internal_error", argument)
         self._end_worker(0.0)
@@ -94,11 +95,13 @@ class DecodeProcess:
             return _failed(segment, "timeout", argument)
         return _failed(segment, "out_of_memory", self._memory_message())
 
-    def _finished(self, decoded: Decoded, size: int, layout: Any, is_full: bool, descriptors: list[int]) -> Decoded:
+    def _finished(
+        self, worker: _Worker, decoded: Decoded, shared: Shared | None, is_full: bool, descriptors: list[int]
+    ) -> Decoded:
+        if shared is not None:
+            decoded.frames.update(worker.pixels.arrays(shared, descriptors))
         if is_full or decoded.error_class == "out_of_memory":  # what it took would count against the next item
             self._end_worker(0.0)
-        if descriptors:
-            decoded.frames.update(mapped(descriptors[0], size, layout))
         return decoded
 
     def _reply(self, worker: _Worker) -> tuple[str, Any, list[int]]:
@@ -136,6 +139,7 @@ class DecodeProcess:
             return "it was not running"
         worker, self._worker = self._worker, None
         worker.sock.close()
+        worker.pixels.close()
         return _ending(self._nursery_does(("reap", (worker.pid, wait_s))))
 
     def _nursery_does(self, request: tuple[str, Any], descriptors: tuple[int, ...] = ()) -> int:

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,53 +57,109 @@ def receive(sock: socket.socket) -> tuple[Any, list[int]]:
     return pickle.loads(payload), descriptors  # noqa: S301 - from our own child
 
 
-class SharedPixels:
-    """Arrays in one anonymous memory file, which another process can map without a copy."""
+@dataclass(frozen=True)
+class Shared:
+    """Where the arrays of one item lie.
 
-    def __init__(self) -> None:
+    Args:
+        size: Bytes of the memory file.
+        layout: By key, where an array begins, and its shape.
+        is_kept: The file is written again for the next item; else it is the receiver's alone.
+    """
+
+    size: int
+    layout: Layout
+    is_kept: bool
+
+
+class SharedPixels:
+    """Arrays in one anonymous memory file, which another process can map.
+
+    The file serves one item after the other: the first touch of a fresh page costs more than decoding what is on it.
+
+    Args:
+        kept_bytes: A larger file is given up behind its item.
+    """
+
+    def __init__(self, kept_bytes: int) -> None:
+        self._kept_bytes = kept_bytes
         self._descriptor: int | None = None
-        self._base = 0
-        self._size = 0
+        self._memory: mmap.mmap | None = None
+        self._is_sent = False
 
     def allocate(self, shapes: dict[str, tuple[int, int, int, int]]) -> dict[str, UInt8]:
-        """Fresh arrays in a new memory file; those of an earlier call are given up."""
-        self.close()
-        layout, self._size = _layout(shapes)
-        self._descriptor = os.memfd_create("featlib-pixels", os.MFD_CLOEXEC)
-        os.ftruncate(self._descriptor, self._size)
-        arrays = _views(self._descriptor, self._size, layout)
-        self._base = _address(next(iter(arrays.values()))) - layout[next(iter(layout))][0]
-        return arrays
+        """Arrays of any content; those of an earlier call are given up."""
+        layout, size = _layout(shapes)
+        if self._descriptor is None:
+            self._descriptor = os.memfd_create("featlib-pixels", os.MFD_CLOEXEC)
+        if self._memory is None or len(self._memory) < size:
+            self._memory = None  # before there are two of them
+            os.ftruncate(self._descriptor, size)
+            self._memory = mmap.mmap(self._descriptor, size)
+        return _views(self._memory, layout)
 
-    def hand_over(self, arrays: dict[str, UInt8]) -> tuple[int, int, Layout]:
-        """Descriptor, size and layout of ``arrays``; those from elsewhere are copied into a memory file first."""
-        if self._descriptor is None or not all(self._holds(a) for a in arrays.values()):
+    def hand_over(self, arrays: dict[str, UInt8]) -> tuple[Shared, tuple[int, ...]]:
+        """Where ``arrays`` are, and the descriptor when it is new; arrays from elsewhere are copied into a file."""
+        if self._memory is None or not all(self._holds(self._memory, a) for a in arrays.values()):
+            self.close()
             copies = self.allocate({key: (a.shape[0], *a.shape[1:]) for key, a in arrays.items()})
             for key, source in arrays.items():
                 copies[key][...] = source
             arrays = copies
-        layout = {key: (_address(a) - self._base, a.shape) for key, a in arrays.items()}
-        if self._descriptor is None:
+        if self._memory is None or self._descriptor is None:
             raise ValueError("shared pixels: there are no arrays to hand over")
-        return self._descriptor, self._size, layout
+        base = _address(np.frombuffer(self._memory, np.uint8))
+        layout = {key: (_address(a) - base, a.shape) for key, a in arrays.items()}
+        descriptors = () if self._is_sent else (self._descriptor,)
+        self._is_sent = True
+        return Shared(len(self._memory), layout, self._is_kept(self._memory)), descriptors
 
-    def _holds(self, pixels: UInt8) -> bool:
-        offset = _address(pixels) - self._base
-        return pixels.flags.c_contiguous and offset >= 0 and offset + pixels.nbytes <= self._size
+    def _is_kept(self, memory: mmap.mmap) -> bool:
+        return len(memory) <= self._kept_bytes
+
+    def _holds(self, memory: mmap.mmap, pixels: UInt8) -> bool:
+        offset = _address(pixels) - _address(np.frombuffer(memory, np.uint8))
+        return pixels.flags.c_contiguous and offset >= 0 and offset + pixels.nbytes <= len(memory)
+
+    def release(self) -> None:
+        """Behind an item: gives up a file that is larger than what is kept."""
+        if self._memory is not None and not self._is_kept(self._memory):
+            self.close()
 
     def close(self) -> None:
-        """Closes the descriptor; mapped arrays stay valid."""
+        """Gives up the file; its arrays stay valid as long as somebody has them."""
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = None
+        self._descriptor, self._memory, self._is_sent = None, None, False
 
 
-def mapped(descriptor: int, size: int, layout: Layout) -> dict[str, UInt8]:
-    """The arrays of a memory file that came over the socket; takes the descriptor."""
-    try:
-        return _views(descriptor, size, layout)
-    finally:
-        os.close(descriptor)
+class ReceivedPixels:
+    """The other side of ``SharedPixels``."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._memory: mmap.mmap | None = None
+
+    def arrays(self, shared: Shared, descriptors: list[int]) -> dict[str, UInt8]:
+        """The arrays of an item, for good: copied out of a file that serves again, else mapped."""
+        if descriptors:
+            self.close()
+            (self._descriptor,) = descriptors
+        if self._descriptor is None:
+            raise ValueError("received pixels: no memory file came")
+        if self._memory is None or len(self._memory) < shared.size:
+            self._memory = mmap.mmap(self._descriptor, shared.size)
+        views = _views(self._memory, shared.layout)
+        if shared.is_kept:
+            return {key: view.copy() for key, view in views.items()}
+        self.close()
+        return views
+
+    def close(self) -> None:
+        """Gives up the file; arrays stay valid."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor, self._memory = None, None
 
 
 def _layout(shapes: dict[str, tuple[int, int, int, int]]) -> tuple[Layout, int]:
@@ -114,8 +171,7 @@ def _layout(shapes: dict[str, tuple[int, int, int, int]]) -> tuple[Layout, int]:
     return layout, max(offset, 1)
 
 
-def _views(descriptor: int, size: int, layout: Layout) -> dict[str, UInt8]:
-    memory = mmap.mmap(descriptor, size)
+def _views(memory: mmap.mmap, layout: Layout) -> dict[str, UInt8]:
     return {
         key: np.frombuffer(memory, np.uint8, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape)
         for key, (offset, shape) in layout.items()

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -62,35 +63,84 @@ class ShardJob:
     pieces: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class _PieceRows:
+    """The rows of one piece, and where each item's lie.
+
+    Args:
+        rows: In the schema ``FEATURES``.
+        spans: First row and the row after the last, by label and media id.
+        bytes_a_row: By label.
+        is_in_order: Whether every item's keys ascend, so that none is there twice.
+    """
+
+    rows: pa.Table
+    spans: Mapping[tuple[str, str], tuple[int, int]]
+    bytes_a_row: Mapping[str, int]
+    is_in_order: bool
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "_PieceRows":
+        """From a table in the schema ``PIECE``; the rows of an item and label follow one another."""
+        models, ids = table["model"].to_pylist(), table["media_id"].to_pylist()
+        ends = [
+            i for i in range(1, len(ids) + 1) if i == len(ids) or (models[i], ids[i]) != (models[i - 1], ids[i - 1])
+        ]
+        starts = [0, *ends[:-1]]
+        rows, order = as_features(table), _key_order(table)
+        descents = np.flatnonzero(np.diff(order) <= 0) + 1
+        labels = list(dict.fromkeys(models))
+        of_label = {m: rows.filter(pc.equal(table["model"], m)) if len(labels) > 1 else rows for m in labels}
+        return cls(
+            rows,
+            {(models[start], ids[start]): (start, end) for start, end in zip(starts, ends, strict=bool(ends))},
+            {label: _bytes_a_row(mine) for label, mine in of_label.items()},
+            bool(np.isin(descents, starts).all()),
+        )
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Rows of one item in a piece, or of several that follow one another there."""
+
+    piece: _PieceRows
+    start: int
+    end: int
+    bytes_a_row: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.end - self.start) * self.bytes_a_row
+
+    @property
+    def table(self) -> pa.Table:
+        return self.piece.rows.slice(self.start, self.end - self.start)
+
+    def joined(self, other: "_Span") -> "_Span | None":
+        """Both as one; None when ``other`` does not follow."""
+        if other.piece is not self.piece or other.start != self.end:
+            return None
+        return _Span(self.piece, self.start, other.end, self.bytes_a_row)
+
+
 class _PieceReader:
-    """Rows by (label, media id), from the last few pieces read."""
+    """Rows by piece, label and media id, from the last few pieces read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._cache: OrderedDict[str, dict[tuple[str, str], pa.Table]] = OrderedDict()
+        self._cache: OrderedDict[str, _PieceRows] = OrderedDict()
 
-    def rows(self, key: str, label: str, media_id: str) -> pa.Table:
+    def span(self, key: str, label: str, media_id: str) -> _Span:
         if key not in self._cache:
             table = read_piece(self._store, key)
             if table is None:
                 raise DamagedPieceError(key)
-            self._cache[key] = _by_item(table)
+            self._cache[key] = _PieceRows.of(table)
             if len(self._cache) > _CACHED_PIECES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
-        return self._cache[key].get((label, media_id), FEATURES.empty_table())
-
-
-def _by_item(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
-    models, ids = table["model"].to_pylist(), table["media_id"].to_pylist()
-    rows = as_features(table)
-    found: dict[tuple[str, str], pa.Table] = {}
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or (models[i], ids[i]) != (models[start], ids[start]):
-            found[models[start], ids[start]] = rows.slice(start, i - start)
-            start = i
-    return found
+        piece = self._cache[key]
+        return _Span(piece, *piece.spans.get((label, media_id), (0, 0)), piece.bytes_a_row.get(label, 1))
 
 
 class _PartWriter:
@@ -104,12 +154,17 @@ class _PartWriter:
         self._waiting_bytes = self._written_bytes = 0
         self.files: list[Path] = []
 
-    def write(self, rows: pa.Table) -> None:
-        """Takes the rows of one item; they stay in one file, so that a cut publish shows whole items only."""
-        for start in range(0, rows.num_rows, step := max(1, ROW_GROUP_BYTES // _bytes_a_row(rows))):
+    @property
+    def room(self) -> int:
+        """Bytes that still fit into the row group and the file at hand."""
+        return min(ROW_GROUP_BYTES, self._max_bytes - self._written_bytes) - self._waiting_bytes
+
+    def write(self, rows: pa.Table, bytes_a_row: int) -> None:
+        """Takes the rows of whole items; they stay in one file, so that a cut publish shows whole items only."""
+        for start in range(0, rows.num_rows, step := max(1, ROW_GROUP_BYTES // bytes_a_row)):
             part = rows.slice(start, step)
             self._waiting.append(part)
-            self._waiting_bytes += part.nbytes
+            self._waiting_bytes += part.num_rows * bytes_a_row
             if self._waiting_bytes >= ROW_GROUP_BYTES:
                 self._flush()
         if self._written_bytes + self._waiting_bytes >= self._max_bytes:
@@ -211,12 +266,18 @@ def _write_new_rows(
     moved = job.replaced & staged_items.keys()
     homes = {media_id: keys_ for media_id, keys_ in _homes(visible).items() if media_id in moved}
     replacements: dict[str, dict[str, pa.Table]] = {key: {} for keys_ in homes.values() for key in keys_}
+    joined = _Joined(writer)
     for item in job.items:
         staged = staged_items.get(item.media_id)
         if staged is None:
             continue
-        parts = [pieces.rows(staged.pieces[k][0], label, item.media_id) for k in range(staged.n)]
-        rows = unique_rows(pa.concat_tables(parts))
+        spans = [pieces.span(staged.pieces[k][0], label, item.media_id) for k in range(staged.n)]
+        if len(spans) == 1 and spans[0].piece.is_in_order and not visible:
+            counts[item.media_id] = spans[0].end - spans[0].start
+            joined.write(spans[0])
+            continue
+        joined.flush()
+        rows = unique_rows(pa.concat_tables(span.table for span in spans))
         counts[item.media_id] = rows.num_rows
         if item.media_id in homes:
             first, *others = homes[item.media_id]
@@ -224,18 +285,50 @@ def _write_new_rows(
             for key in others:
                 replacements[key][item.media_id] = rows.slice(0, 0)
         else:
-            writer.write(_without(rows, visible))
+            writer.write(_without(rows, visible), spans[0].bytes_a_row)
+    joined.flush()
     return replacements
+
+
+class _Joined:
+    """Hands items that follow one another in a piece to a writer at once: slicing a table for each is slow."""
+
+    def __init__(self, writer: _PartWriter) -> None:
+        self._writer = writer
+        self._span: _Span | None = None
+
+    def write(self, span: _Span) -> None:
+        """Takes the rows of one item, which may be none."""
+        if span.start == span.end:
+            return
+        both = None if self._span is None else self._span.joined(span)
+        if both is None:
+            self.flush()
+        self._span = both or span
+        if self._span.nbytes >= self._writer.room:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was taken."""
+        if self._span is not None:
+            self._writer.write(self._span.table, self._span.bytes_a_row)
+        self._span = None
 
 
 def unique_rows(rows: pa.Table) -> pa.Table:
     """The rows of one item in the order of their key, each key once."""
-    pairs = np.stack([rows["clip_index"].to_numpy(), rows["region_index"].to_numpy()], axis=1).astype(np.int64)
-    order = pairs[:, 0] << 32 | pairs[:, 1]
+    order = _key_order(rows)
     if (np.diff(order) > 0).all():
         return rows
     _, first = np.unique(order, return_index=True)
     return rows.take(pa.array(first))
+
+
+def _key_order(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """(num_rows,) numbers that compare as the keys of the rows of one item do."""
+    clips, regions = (rows[name].to_numpy().astype(np.int64) for name in ("clip_index", "region_index"))
+    order: npt.NDArray[np.int64] = clips << 32 | regions
+    return order
 
 
 def _visible_keys(store: Store, present: Sequence[str]) -> dict[tuple[str, int, int], str]:

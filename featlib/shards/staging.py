@@ -7,7 +7,7 @@ bytes; its name ends in the SHA-256 of the whole, so that a damaged piece is nev
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from featlib.storage import Store
 PIECE = FEATURES.insert(0, pa.field("model", pa.string(), nullable=False))
 _SUFFIX = ".piece"
 _READERS = 16
+_PIECES_AT_ONCE = 256
 _NO_SOURCE = (None, None)
 
 
@@ -103,17 +104,53 @@ def stage(
     return key
 
 
-def list_pieces(store: Store, keys: Keys, shard: int | None = None) -> dict[int, list[Piece]]:
-    """All readable pieces, by shard; of one shard when given. A piece that cannot be read counts as not staged."""
-    prefix = keys.stage if shard is None else keys.stage_shard(shard)
-    names = [o.key for o in store.list(prefix) if o.key.endswith(_SUFFIX)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        heads = list(pool.map(lambda key: _read_head(store, key), names))
-    found: dict[int, list[Piece]] = {}
-    for piece in heads:
-        if piece is not None:
-            found.setdefault(int(piece.key.split("/")[-2]), []).append(piece)
+def piece_keys(store: Store, keys: Keys, shard: int | None = None) -> dict[int, list[str]]:
+    """Keys of everything that is staged, by shard; of one shard when given."""
+    found: dict[int, list[str]] = {}
+    for info in store.list(keys.stage if shard is None else keys.stage_shard(shard)):
+        if info.key.endswith(_SUFFIX):
+            found.setdefault(_shard_of(info.key), []).append(info.key)
     return found
+
+
+def read_heads(store: Store, keys: Sequence[str]) -> list[Piece]:
+    """What is in the pieces ``keys``, their rows left alone; one that cannot be read counts as not staged."""
+    if not keys:
+        return []
+    with ThreadPoolExecutor(min(_READERS, len(keys))) as pool:
+        heads = pool.map(lambda key: _read_head(store, key), keys)
+        return [piece for piece in heads if piece is not None]
+
+
+def read_shards(store: Store, keys: Mapping[int, Sequence[str]]) -> Iterator[tuple[int, list[Piece]]]:
+    """What is in pieces, shard by shard in the order of ``keys``; a few hundred pieces are in memory at a time.
+
+    Args:
+        keys: By shard, from ``piece_keys``.
+    """
+    waiting: list[int] = []
+    for number in [*keys, None]:
+        if waiting and (number is None or sum(len(keys[w]) for w in waiting) >= _PIECES_AT_ONCE):
+            found = _by_shard(read_heads(store, [key for w in waiting for key in keys[w]]))
+            yield from ((w, found.get(w, [])) for w in waiting)
+            waiting = []
+        waiting += [] if number is None else [number]
+
+
+def list_pieces(store: Store, keys: Keys, shard: int | None = None) -> dict[int, list[Piece]]:
+    """All readable pieces at once, by shard; of one shard when given."""
+    return _by_shard(read_heads(store, [key for mine in piece_keys(store, keys, shard).values() for key in mine]))
+
+
+def _by_shard(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
+    found: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        found.setdefault(_shard_of(piece.key), []).append(piece)
+    return found
+
+
+def _shard_of(key: str) -> int:
+    return int(key.split("/")[-2])
 
 
 def _read_head(store: Store, key: str) -> Piece | None:

@@ -1,0 +1,253 @@
+"""Whole pipelines, files to Parquet: featlib beside the programs that people write instead, and beside the limit."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from benchmarks import breakdown
+from benchmarks.clips import Clip, choose, inspected, repeated
+from benchmarks.features import FP32_BOUND, check_equal
+from benchmarks.figures import Figure, Outcome, Setting, Target, interleaved
+from benchmarks.jobs import Job
+from benchmarks.limit import Limit, Parts, limit_of
+from benchmarks.machine import this_machine
+from benchmarks.programs import FEATLIB, PEERS, Program, Ran, run
+from benchmarks.progress import say
+
+BF16_BOUND = 0.05
+"""Relative L2 of a row between fp32 and bf16: 8 bits of mantissa through dozens of layers of random weights."""
+_PASSES = 3
+"""How often featlib, the fastest, gets the list in its long run; a rate over a few seconds would be noise."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network, what is read of the clips, and what is aimed at.
+
+    Args:
+        most_clips: Of the real ones; clip networks are slow.
+        over_peer: featlib over the best peer, by precision.
+        is_short_job: Whether the time from command to exit over all clips is a row of the table, too.
+    """
+
+    title: str
+    network: str
+    unit: str
+    clip_frames: int = 0
+    most_clips: int = 8
+    over_peer: dict[str, float] = field(default_factory=dict)
+    over_limit: float = 0.9
+    is_short_job: bool = False
+
+
+RESNET50 = Plan("ResNet-50", "resnet50", "frames/s", over_peer={"fp32": 1.7, "bf16": 3.2}, is_short_job=True)
+R3D_18 = Plan("r3d_18", "r3d_18", "clips/s", 16, 3, {"fp32": 1.15, "bf16": 2.3})
+R2PLUS1D_18 = Plan("r2plus1d_18", "r2plus1d_18", "clips/s", 16, 3, {"fp32": 1.4, "bf16": 2.6})
+SMALL = Plan("ResNet-18, small", "resnet18", "frames/s", over_peer={"fp32": 0.0}, over_limit=0.0)
+
+
+def resnet50(setting: Setting) -> Outcome:
+    """One frame in 8 through ResNet-50, and the short job of the same clips."""
+    return measure(SMALL if setting.is_small else RESNET50, setting)
+
+
+def r3d_18(setting: Setting) -> Outcome:
+    """Clips of 16 frames through r3d_18."""
+    return measure(replace(R3D_18, most_clips=2) if setting.is_small else R3D_18, setting)
+
+
+def r2plus1d_18(setting: Setting) -> Outcome:
+    """Clips of 16 frames through r2plus1d_18."""
+    return measure(replace(R2PLUS1D_18, most_clips=2) if setting.is_small else R2PLUS1D_18, setting)
+
+
+class Subject:
+    """One program in one precision: the runs it made, and the rate of each round.
+
+    Args:
+        short, long: The two lists of clips; what the long run does more, in the time that it takes more, is the rate.
+    """
+
+    def __init__(self, program: Program, name: str, short: Job | None, long: Job) -> None:
+        self.program, self.name = program, name
+        self._short, self._long = short, long
+        self.short_runs: list[Ran] = []
+        self.long_runs: list[Ran] = []
+
+    def measure(self) -> float:
+        """Rows a second of one round.
+
+        Raises:
+            RuntimeError: The long run was not longer; nothing can be said.
+        """
+        if self._short is not None:
+            self.short_runs.append(run(self.program, self._short))
+        self.long_runs.append(run(self.program, self._long))
+        rate = _rate(self.short_runs[-1] if self._short else None, self.long_runs[-1])
+        say(f"  {self.name}: {rate:.2f} rows/s, {self.long_runs[-1].whole_s:.1f} s for {len(self.long_runs[-1].rows)}")
+        return rate
+
+    def note(self, rates: Sequence[float]) -> str:
+        """The seconds of a run that are not work at the steady rate."""
+        if not self.short_runs:
+            return f"{self.long_runs[-1].whole_s:.1f} s in all"
+        starts = (r.whole_s - len(r.rows) / rate for r, rate in zip(self.short_runs, rates, strict=True))
+        return f"start {median(starts):.1f} s"
+
+
+def _rate(short: Ran | None, long: Ran) -> float:
+    if short is None:
+        return len(long.rows) / long.whole_s
+    seconds = long.whole_s - short.whole_s
+    if seconds <= 0:
+        took = f"{len(long.rows)} rows took {long.whole_s:.1f} s, {len(short.rows)} took {short.whole_s:.1f} s"
+        raise RuntimeError(f"{took}: this machine was busy with other things, or the clips are too few")
+    return (len(long.rows) - len(short.rows)) / seconds
+
+
+def chosen_clips(plan: Plan, setting: Setting) -> tuple[Clip, ...]:
+    """The longest clips but for the last, which is the shortest: the short run of the slow programs."""
+    if setting.is_small:
+        found = (inspected(path) for path in sorted(setting.clips.iterdir()))
+        return tuple(clip for clip in found if clip)[:2]
+    clips = choose(setting.clips)
+    return (*clips[: plan.most_clips - 1], clips[-1])
+
+
+def measure(plan: Plan, setting: Setting) -> Outcome:
+    """Runs everybody ``setting.rounds`` times, interleaved, and compares what they wrote.
+
+    Raises:
+        UnequalError: Somebody's features are not those of the others.
+    """
+    clips = chosen_clips(plan, setting)
+    subjects = [*_peers(plan, setting, clips), *_featlib(plan, setting, clips)]
+    precisions = [s.name.split()[-1] for s in subjects if s.program is FEATLIB]
+    parts: dict[str, list[Parts]] = {p: [] for p in precisions}
+    with _limit(plan, setting, clips, precisions) as limit:
+        measured = interleaved(
+            [(s.name, s.measure) for s in subjects]
+            + [(f"limit {p}", _limit_call(limit, p, parts[p])) for p in precisions if limit is not None],
+            setting.rounds,
+        )
+    figures = [*_figures(plan, subjects, measured, parts), *_absent(plan, precisions)]
+    targets = [t for p in precisions for t in _targets(plan, p, subjects, measured)]
+    checks = _checks(subjects)
+    if plan.is_short_job:
+        figures += breakdown.figures(subjects)
+        checks += breakdown.lines(subjects)
+    return Outcome(tuple(figures), tuple(targets), tuple(checks))
+
+
+def _job(plan: Plan, setting: Setting, name: str, clips: Sequence[Clip], times: int, precision: str = "fp32") -> Job:
+    sizes = {key: int(value) for key, value in setting.options.items() if key.endswith(("_workers", "_threads"))}
+    return Job(
+        plan.network, repeated(clips, times), str(setting.scratch / f"{plan.network}-{name}"),
+        clip_frames=plan.clip_frames, precision=precision, sizes=sizes,
+    )  # fmt: skip
+
+
+def _peers(plan: Plan, setting: Setting, clips: Sequence[Clip]) -> list[Subject]:
+    """Slow programs: their short run is over the shortest clip, their long run over the list once."""
+    found = []
+    for i, program in enumerate(p for p in PEERS if not p.lacks):
+        long = replace(_job(plan, setting, f"peer{i}-long", clips, 1), sizes={})
+        shortest = tuple(pair for pair in long.clips if pair[0].endswith(f"clip{len(clips) - 1:02d}"))
+        short = replace(long, clips=shortest, output=long.output.replace("long", "short"))
+        found.append(Subject(program, program.name, None if setting.is_small else short, long))
+    return found
+
+
+def _featlib(plan: Plan, setting: Setting, clips: Sequence[Clip]) -> list[Subject]:
+    """featlib in each precision: the list once, and ``_PASSES`` times."""
+    precisions = ["fp32", *(["bf16"] if this_machine().bf16 and not setting.is_small else [])]
+    found = []
+    for p in precisions:
+        short = _job(plan, setting, f"featlib-{p}-short", clips, 1, p)
+        long = _job(plan, setting, f"featlib-{p}-long", clips, _PASSES, p)
+        pair = (None, short) if setting.is_small else (short, long)
+        found.append(Subject(FEATLIB, f"featlib {p}", *pair))
+    return found
+
+
+def _limit(
+    plan: Plan, setting: Setting, clips: Sequence[Clip], precisions: Sequence[str]
+) -> AbstractContextManager[Limit | None]:
+    if setting.is_small:
+        return nullcontext()
+    return _PreparedLimit(limit_of(_job(plan, setting, "limit", clips, 1), setting.scratch), precisions)
+
+
+class _PreparedLimit(AbstractContextManager["Limit | None"]):
+    """The limit's processes with their networks compiled, before anything is measured."""
+
+    def __init__(self, made: AbstractContextManager[Limit], precisions: Sequence[str]) -> None:
+        self._made, self._precisions = made, precisions
+
+    def __enter__(self) -> Limit:
+        limit = self._made.__enter__()
+        for precision in self._precisions:
+            seconds = max(a["seconds"] for a in limit.ask(f"prepare {precision}"))
+            say(f"  limit {precision}: compiled in {seconds:.1f} s")
+        return limit
+
+    def __exit__(self, *error: object) -> None:
+        self._made.__exit__(None, None, None)
+
+
+def _limit_call(limit: Limit, precision: str, kept: list[Parts]) -> Callable[[], float]:
+    def call() -> float:
+        kept.append(limit.parts(precision))
+        rate = kept[-1].rate(limit.cores)
+        say(f"  limit {precision}: {rate:.2f} rows/s")
+        return rate
+
+    return call
+
+
+def _figures(
+    plan: Plan, subjects: Sequence[Subject], measured: dict[str, tuple[float, ...]], parts: dict[str, list[Parts]]
+) -> list[Figure]:
+    figures = [Figure(plan.title, s.name, plan.unit, measured[s.name], s.note(measured[s.name])) for s in subjects]
+    for precision, costs in parts.items():
+        if costs:
+            note = (f"a row: decode {1e3 * median(c.decode_s for c in costs):.1f} ms ({costs[-1].decoder}), "
+                    f"forward {1e3 * median(c.forward_s for c in costs):.1f} ms of a core")  # fmt: skip
+            name = f"limit {precision}"
+            figures.append(Figure(plan.title, name, plan.unit, measured[name], note))
+    return figures
+
+
+def _absent(plan: Plan, precisions: Sequence[str]) -> list[Figure]:
+    """Rows of what this machine cannot run."""
+    lacking = [Figure(plan.title, p.name, plan.unit, (), p.lacks) for p in PEERS if p.lacks]
+    if "bf16" not in precisions and plan is not SMALL:
+        lacking.append(Figure(plan.title, "featlib bf16", plan.unit, (), "no bf16 in this processor"))
+    return lacking
+
+
+def _targets(
+    plan: Plan, precision: str, subjects: Sequence[Subject], measured: dict[str, tuple[float, ...]]
+) -> list[Target]:
+    mine = median(measured[f"featlib {precision}"])
+    peers = [median(measured[s.name]) for s in subjects if s.program is not FEATLIB]
+    title = f"{plan.title} {precision}"
+    found = [Target(title, "featlib over the best peer", mine / max(peers), plan.over_peer[precision])]
+    if f"limit {precision}" in measured:
+        limit = median(measured[f"limit {precision}"])
+        found.append(Target(title, "featlib over the limit", mine / limit, plan.over_limit))
+    return found
+
+
+def _checks(subjects: Sequence[Subject]) -> list[str]:
+    """Everybody's features against those of featlib in fp32."""
+    reference = next(s for s in subjects if s.name == "featlib fp32").long_runs[-1].rows
+    checks = []
+    for subject in subjects:
+        bound = BF16_BOUND if subject.name.endswith("bf16") else FP32_BOUND
+        for ran in subject.long_runs:
+            line = check_equal(ran.rows, reference.of(ran.rows.media_ids), f"{subject.name} and featlib fp32", bound)
+        if subject.name != "featlib fp32":
+            checks.append(line)
+    return checks
