@@ -43,18 +43,18 @@ def one_in_16(setting: Setting) -> Outcome:
 def sparse(setting: Setting) -> Outcome:
     """16 frames of ten minutes, from a file and from a store that answers 20 ms late, beside all frames of them."""
     video = _made(setting, 240, 1000 if setting.is_small else _LONG_FRAMES, "long")
-    subjects, notes = _same_frames(video, "uniform:16")
-    timed = [(name, partial(_cpu_s, decoder, video, "uniform:16")) for name, decoder in subjects.items()]
+    workload, notes = "16 frames of 10 min", {"featlib, every frame": "its seconds are what the target counts"}
+    subjects = _same_frames(video, "uniform:16")
+    notes |= subjects.notes
+    timed = [(name, partial(_cpu_s, decoder, video, "uniform:16")) for name, decoder in subjects.decoders.items()]
     timed.append(("featlib, every frame", partial(_cpu_s, _in_segments, video, "every:1")))
     rounds = interleaved(timed, setting.rounds)
-    figures = [_figure("16 frames of 10 min", name, s, 16, notes.get(name, "")) for name, s in rounds.items()]
-    figures[-1] = _figure("16 frames of 10 min", "featlib, every frame", rounds["featlib, every frame"],
-                          video.num_frames, "the same file; its seconds are what the target counts")  # fmt: skip
+    counts = {"featlib, every frame": video.num_frames}
+    figures = [_figure(workload, name, s, counts.get(name, 16), notes.get(name, "")) for name, s in rounds.items()]
     ratio = _median(rounds["featlib, every frame"]) / _median(rounds["featlib"])
-    target = Target("16 frames of 10 min", "CPU of every frame over CPU of 16", ratio, 10.0)
+    target = Target(workload, "CPU of every frame over CPU of 16", ratio, 10.0)
     far = _far(setting, video)
-    checks = ("16 frames of featlib and the PyAV loop: the same to the bit", *far.checks)
-    return Outcome((*figures, *far.figures), (target, *far.targets), checks)
+    return Outcome((*figures, *far.figures), (target, *far.targets), (subjects.check(workload), *far.checks))
 
 
 def _by_size(setting: Setting, sampling: str, what: str, wanted_ratio: float) -> Outcome:
@@ -63,8 +63,9 @@ def _by_size(setting: Setting, sampling: str, what: str, wanted_ratio: float) ->
     checks: list[str] = []
     for lines, (_, _, num_frames) in _SIZES.items():
         video = _made(setting, lines, num_frames // 10 if setting.is_small else num_frames, "short")
-        subjects, notes = _same_frames(video, sampling)
-        timed = [(name, partial(_cpu_s, decoder, video, sampling)) for name, decoder in subjects.items()]
+        subjects = _same_frames(video, sampling)
+        notes = subjects.notes
+        timed = [(name, partial(_cpu_s, decoder, video, sampling)) for name, decoder in subjects.decoders.items()]
         rounds = interleaved(timed, setting.rounds)
         workload = f"{what} of {lines} lines"
         figures += [_figure(workload, n, s, video.num_frames, notes.get(n, "")) for n, s in rounds.items()]
@@ -72,12 +73,26 @@ def _by_size(setting: Setting, sampling: str, what: str, wanted_ratio: float) ->
         peers = {n: _median(s) for n, s in rounds.items() if n != "featlib" and not notes.get(n)}
         best = min(peers, key=peers.__getitem__)
         targets.append(Target(workload, f"featlib over {best}", peers[best] / ours, wanted_ratio))
-        checks.append(f"{workload}: {', '.join(['featlib', *peers])}: the same to the bit")
+        checks.append(subjects.check(workload))
     return Outcome(tuple(figures), tuple(targets), tuple(checks))
 
 
-def _same_frames(video: _Video, sampling: str) -> tuple[dict[str, decoders.Decoder], dict[str, str]]:
-    """The decoders that run here, and of those whose frames are not PyAV's, how they differ.
+@dataclass(frozen=True)
+class _Subjects:
+    """The decoders that run here, by name; of those whose frames are not PyAV's, how they differ; who is missing."""
+
+    decoders: dict[str, decoders.Decoder]
+    notes: dict[str, str]
+    missing: tuple[str, ...]
+
+    def check(self, workload: str) -> str:
+        same = [name for name in self.decoders if name not in self.notes]
+        left_out = f"; left out: {', '.join(self.missing)}" if self.missing else ""
+        return f"{workload}: frames of {', '.join(same)}: the same to the bit{left_out}"
+
+
+def _same_frames(video: _Video, sampling: str) -> _Subjects:
+    """Decodes with every decoder that can be loaded.
 
     Raises:
         ValueError: featlib's differ.
@@ -96,7 +111,7 @@ def _same_frames(video: _Video, sampling: str) -> tuple[dict[str, decoders.Decod
             notes[name] = f"other frames: {different}"
     if "featlib" in notes:
         raise ValueError(f"{video.path}: featlib and the PyAV loop: {notes['featlib']}")
-    return subjects, notes
+    return _Subjects(subjects, notes, tuple(missing))
 
 
 def _in_segments(uri: str, sampling: str, num_frames: int) -> decoders.Frames:

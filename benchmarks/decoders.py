@@ -56,6 +56,10 @@ def pyav(uri: str, sampling: str, num_frames: int) -> Frames:
 
 
 def torchcodec(uri: str, sampling: str, num_frames: int) -> Frames:
+    """It brings no FFmpeg: ``LD_LIBRARY_PATH`` must lead to ``libavcodec.so.62`` and the others of one.
+
+    Links of these names to the libraries in PyAV's wheel (``av.libs``) serve, and are the fairest.
+    """
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(uri, dimension_order="NHWC", num_ffmpeg_threads=1)

@@ -144,6 +144,11 @@ def _asks_for_keyframes(wants: tuple[Want, ...]) -> bool:
 
 
 def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decoded:
+    """Decodes what is wanted, and the whole segment where that meets damage or loses a frame.
+
+    So damage is told of as fully as if all frames were wanted, wherever a wanted frame's group of pictures shows it;
+    a group that no wanted frame needs is not looked at, and what the decoder would find there is not known.
+    """
     index = _index(job, reader, may_use_tables)
     picked, segment = _resolve(job, index)
     plan = read_plan(index, picked, job.wants, segment)

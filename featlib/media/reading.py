@@ -126,7 +126,7 @@ class VideoReader:
     def _jump(self, index: PacketIndex, start: int) -> None:
         """To the keyframe at ``start``; a container without tables is opened afresh, since it may lose its way."""
         self._demuxed = iter(())
-        video = self.video if index.is_from_tables else self._open()
+        video = self.video if index.is_from_tables and self._next is not None else self._open()
         landed = _landed(video, index, start) if start or self._next != 0 else None
         if landed is not None:
             self._demuxed, self._next = landed

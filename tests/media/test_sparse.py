@@ -146,6 +146,15 @@ def test_damage_is_met_where_a_wanted_frame_needs_the_group(tmp_path: Path, vide
     assert decode(path, want("every:35")).status == "ok"
 
 
+def test_keyframes_from_which_not_all_can_be_decoded_cost_a_second_reading(tmp_path: Path) -> None:
+    """Intra refresh: a packet says that decoding may begin, but its picture is whole only some frames later."""
+    options = {"x264-params": "intra-refresh=1:keyint=30:bframes=2"}
+    path = write_video(tmp_path / "a.mp4", frames=60, options=options)
+    whole, few = decode(path), decode(path, want("every:31"))
+    assert (few.status, few.facts.frames_decoded) == ("ok", 60)
+    assert np.array_equal(few.frames[WHOLE.key], whole.frames[WHOLE.key][[0, 31]])
+
+
 def _remote(monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[tuple[int, int]]:
     """Serves ``data`` as a store far away does; gives what was fetched."""
     fetched: list[tuple[int, int]] = []
