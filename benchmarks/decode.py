@@ -98,7 +98,7 @@ def _same_frames(video: _Video, sampling: str) -> _Subjects:
         ValueError: featlib's differ.
     """
     subjects, missing = decoders.available()
-    expected = decoders.pyav(str(video.path), sampling, video.num_frames)
+    expected = list(decoders.pyav(str(video.path), sampling, video.num_frames))
     notes = {}
     for name, decoder in list(subjects.items()):
         try:
@@ -123,7 +123,7 @@ def _in_segments(uri: str, sampling: str, num_frames: int) -> decoders.Frames:
 
 
 def _far(setting: Setting, video: _Video) -> Outcome:
-    expected = decoders.pyav(str(video.path), "uniform:16", video.num_frames)
+    expected = list(decoders.pyav(str(video.path), "uniform:16", video.num_frames))
     figures, fetched = [], 0
     with FarStore(video.path.parent, _LATENCY_S) as store:
         far = partial(decoders.featlib, options=StoreOptions(endpoint_url=store.endpoint_url, anon=True))
@@ -167,7 +167,8 @@ def _needed_bytes(video: _Video, ordinals: list[int]) -> int:
 def _cpu_s(decoder: decoders.Decoder, video: _Video, sampling: str) -> float:
     """Seconds of this process and its children, user and system."""
     before = _used_s()
-    decoder(str(video.path), sampling, video.num_frames)
+    for _ in decoder(str(video.path), sampling, video.num_frames):
+        pass
     return _used_s() - before
 
 

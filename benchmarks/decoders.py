@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import av
 import numpy as np
@@ -10,15 +10,35 @@ import numpy.typing as npt
 
 from featlib.media import Limits, decode_item
 from featlib.media import decode as decode_module
+from featlib.media.nursery import keep_freed_memory
 from featlib.spec import FrameSampling, MediaItem, PixelSpec, Segment, Want
 from featlib.storage import StoreOptions
 
-Frames = Sequence[npt.NDArray[np.uint8]]
+Frames = Iterable[npt.NDArray[np.uint8]]
 Decoder = Callable[[str, str, int], Frames]
-"""Takes a path or URL, a frame sampling of featlib and the video's frame count; gives the frames in order."""
+"""Takes a path or URL, a frame sampling of featlib and the video's frame count; gives the frames in order, each of
+which may be overwritten once the next ones are asked for."""
 
+_AT_ONCE = 16  # frames that torchcodec and decord are asked for: enough for their speed, not too many for memory
 _LIMITS = Limits(unit_bytes=1 << 40)
 _WHOLE = PixelSpec((), None)
+
+
+class _Arena:
+    """Memory that serves call after call, as the memory file of a decoding process does."""
+
+    def __init__(self) -> None:
+        self._memory = np.zeros(0, np.uint8)
+
+    def allocate(self, shapes: dict[str, tuple[int, int, int, int]]) -> dict[str, npt.NDArray[np.uint8]]:
+        """For one preprocessing."""
+        ((key, shape),) = shapes.items()
+        if self._memory.size < np.prod(shape):
+            self._memory = np.zeros(int(np.prod(shape)), np.uint8)
+        return {key: self._memory[: int(np.prod(shape))].reshape(shape)}
+
+
+_arena = _Arena()
 
 
 def sampled(sampling: str, num_frames: int) -> list[int]:
@@ -30,7 +50,7 @@ def sampled(sampling: str, num_frames: int) -> list[int]:
 
 
 def featlib(uri: str, sampling: str, num_frames: int, options: StoreOptions | None = None) -> Frames:
-    """As a job decodes an item, in this process, nothing kept from an earlier call."""
+    """As a job decodes an item, in this process: into memory that is used again; nothing else is kept between calls."""
     decode_module._recent.clear()
     want = Want("model", FrameSampling.parse(sampling), _WHOLE)
     decoded = decode_item(
@@ -39,6 +59,7 @@ def featlib(uri: str, sampling: str, num_frames: int, options: StoreOptions | No
         Segment(0, 1),
         store_options=options or StoreOptions(),
         limits=_LIMITS,
+        allocate=_arena.allocate,
     )
     if decoded.status != "ok":
         raise ValueError(f"{uri}: {decoded.status}: {decoded.error_message}")
@@ -52,7 +73,7 @@ def pyav(uri: str, sampling: str, num_frames: int) -> Frames:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         stream.thread_type = "NONE"
-        return [f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(stream)) if i in wanted]
+        yield from (f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(stream)) if i in wanted)
 
 
 def torchcodec(uri: str, sampling: str, num_frames: int) -> Frames:
@@ -63,34 +84,35 @@ def torchcodec(uri: str, sampling: str, num_frames: int) -> Frames:
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(uri, dimension_order="NHWC", num_ffmpeg_threads=1)
-    frames: npt.NDArray[np.uint8] = decoder.get_frames_at(sampled(sampling, num_frames)).data.numpy()
-    return frames
+    for ordinals in batched(sampled(sampling, num_frames)):
+        yield from decoder.get_frames_at(ordinals).data.numpy()
 
 
 def decord(uri: str, sampling: str, num_frames: int) -> Frames:
     from decord import VideoReader
 
-    frames: npt.NDArray[np.uint8] = VideoReader(uri, num_threads=1).get_batch(sampled(sampling, num_frames)).asnumpy()
-    return frames
+    reader = VideoReader(uri, num_threads=1)
+    for ordinals in batched(sampled(sampling, num_frames)):
+        yield from reader.get_batch(ordinals).asnumpy()
 
 
 def opencv(uri: str, sampling: str, num_frames: int) -> Frames:
     import cv2
 
     cv2.setNumThreads(1)
-    wanted, frames = set(sampled(sampling, num_frames)), []
+    wanted = set(sampled(sampling, num_frames))
     video = cv2.VideoCapture(uri, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     for i in range(num_frames):
         if not video.grab():
             break
         if i in wanted:
-            frames.append(cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB))
+            yield cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB)
     video.release()
-    return frames
 
 
 def available() -> tuple[dict[str, Decoder], list[str]]:
     """By name, the decoders that can be loaded here, and the names of those that cannot."""
+    keep_freed_memory()  # as a decoding process does; here it serves all alike
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
     found: dict[str, Decoder] = {"featlib": featlib, "PyAV loop": pyav}
     missing = []
@@ -107,8 +129,14 @@ def available() -> tuple[dict[str, Decoder], list[str]]:
     return found, missing
 
 
-def difference(frames: Frames, expected: Frames) -> str:
+def batched(ordinals: list[int]) -> Iterator[list[int]]:
+    """``_AT_ONCE`` at a time."""
+    return (ordinals[i : i + _AT_ONCE] for i in range(0, len(ordinals), _AT_ONCE))
+
+
+def difference(decoded: Frames, other: Frames) -> str:
     """Empty when the frames are the same to the bit, else how they differ."""
+    frames, expected = list(decoded), list(other)
     if len(frames) != len(expected):
         return f"{len(frames)} frames for {len(expected)}"
     wrong = [

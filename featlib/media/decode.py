@@ -221,7 +221,8 @@ def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadP
         if ordinal in wanted:
             report.num_wanted += 1
             rgb = upright_rgb(frame, job.limits.max_pixels)
-            job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
+            if (job.facts.height, job.facts.width) != rgb.shape[:2]:
+                job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
             store.put(ordinal, rgb)
     twice = num_outside if plan.segment.n > 1 else 0
     job.facts = replace(job.facts, frames_decoded=report.num_frames, frames_twice=twice)

@@ -88,6 +88,7 @@ class _RunDecoder:
         self._floor_pts = NO_PTS  # frames shown before it refer to frames that were not decoded
         self._is_skipping = False
         self._num_counted = 0
+        self._next_ordinal = 0  # nearly always the frame that comes
 
     def frames(self, packets: "NumberedPackets") -> "Iterator[tuple[int, VideoFrame]]":
         if self._context.is_open:  # an earlier run may have drained it
@@ -175,7 +176,10 @@ class _RunDecoder:
             return self._num_counted - 1 if self._num_counted <= len(pts) else None
         if frame.pts is None or frame.pts < self._floor_pts:
             return None
-        ordinal = int(np.searchsorted(pts, frame.pts))
+        ordinal = self._next_ordinal
+        if ordinal >= len(pts) or pts[ordinal] != frame.pts:
+            ordinal = int(np.searchsorted(pts, frame.pts))
+        self._next_ordinal = ordinal + 1
         return ordinal if ordinal < len(pts) and pts[ordinal] == frame.pts else None
 
     def _give_up(self, first: int, position: int, why: str) -> None:

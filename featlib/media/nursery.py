@@ -27,6 +27,8 @@ _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000
 _KEPT_PART = 16  # of the memory limit, that pixels of one item may leave to the next
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BYTES = 32 << 20  # the most that glibc takes for the second
 _NO_MEMORY = ("can't allocate memory", "bad_alloc")
 # What libav says of a file when one of its own allocations failed: not ENOMEM but that the data are bad.
 _LOOKS_DAMAGED = ("corrupt", "no_frames", "no_video_stream", "truncated", "unknown_format", "unsupported_codec")
@@ -50,6 +52,7 @@ def main(control_descriptor: int, parent_pid: int, decode: str) -> None:
         send(control, ("cannot start", f"{type(error).__name__}: {error}"))
         sys.exit(1)
     _one_thread()
+    keep_freed_memory()
     try:
         send(control, ("ready", None))
         while _parent_asks(control, parent_pid):
@@ -60,6 +63,14 @@ def main(control_descriptor: int, parent_pid: int, decode: str) -> None:
                 send(control, ("reaped", _reap(*argument)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone; the kernel ends the children
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed, up to two large pictures: the pages of each frame would come from the kernel anew,
+    which costs as much as its decoding. Other C libraries have no such call."""
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _one_thread() -> None:

@@ -35,17 +35,26 @@ class PixelStore:
         self._allocate = allocate
         self._arrays: dict[str, UInt8] | None = None
         self._is_there = {key: np.zeros(len(ordinals), dtype=np.bool_) for key, ordinals in self._frames.items()}
+        self._next_row = dict.fromkeys(self._frames, 0)  # nearly always the row of the frame that comes
 
     def put(self, ordinal: int, rgb: UInt8) -> None:
         """Finishes one frame for every preprocessing that needs it."""
         if self._arrays is None:
             self._arrays = self._allocate({key: self._shape(key, rgb) for key in self._frames})
         for key, ordinals in self._frames.items():
-            row = int(np.searchsorted(ordinals, ordinal))
+            row = self._row(key, ordinals, ordinal)
             if row < len(ordinals) and ordinals[row] == ordinal:
-                array = self._arrays[key]
-                array[row] = fitted(resized(rgb, self._specs[key]), array.shape[1], array.shape[2])
+                array, finished = self._arrays[key], resized(rgb, self._specs[key])
+                is_fit = finished.shape == array.shape[1:]
+                array[row] = finished if is_fit else fitted(finished, array.shape[1], array.shape[2])
                 self._is_there[key][row] = True
+                self._next_row[key] = row + 1
+
+    def _row(self, key: str, ordinals: Int64s, ordinal: int) -> int:
+        """Where the frame goes, or would go."""
+        row = self._next_row[key]
+        is_next = row < len(ordinals) and ordinals[row] >= ordinal and (row == 0 or ordinals[row - 1] < ordinal)
+        return row if is_next else int(np.searchsorted(ordinals, ordinal))
 
     def _shape(self, key: str, rgb: UInt8) -> tuple[int, int, int, int]:
         height, width = output_size(self._specs[key], rgb.shape[0], rgb.shape[1])

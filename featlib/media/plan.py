@@ -111,7 +111,7 @@ def num_segments(picked: Picked, wants: tuple[Want, ...], frame_bytes: dict[str,
 
 def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segment: Segment) -> ReadPlan:
     """Cuts one segment out of the item and finds where to start decoding."""
-    low, high = (picked.low + k * (picked.high - picked.low) // segment.n for k in (segment.k, segment.k + 1))
+    low, high = (_seam(index, picked, k, segment.n) for k in (segment.k, segment.k + 1))
     clips = {}
     for want in wants:
         if want.label in picked.picks:
@@ -124,6 +124,20 @@ def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segme
     whole = Run(start_packet(index, first) if stop > first else 0, len(index.packets.pts), stop)
     runs = _runs(index, wanted) if len(wanted) < stop - first and _can_step_over(index) else (whole,) * (stop > first)
     return ReadPlan(segment, low, high, clips, frames, wanted, runs, whole, picked.empty)
+
+
+def _seam(index: PacketIndex, picked: Picked, k: int, n: int) -> int:
+    """The first frame of segment ``k``: a keyframe near the place that would make all equally long, if there is one.
+
+    Decoding can only begin at a keyframe, so a seam elsewhere makes frames be decoded twice.
+    """
+    low, span = picked.low, picked.high - picked.low
+    even = low + k * span // n
+    if k in (0, n) or index.is_counted:
+        return even
+    reach = span // (4 * n)  # less than half a segment: seams never meet, no segment is half as long again
+    keys = np.flatnonzero(index.times.is_keyframe[even - reach : even + reach + 1]) + even - reach
+    return int(keys[np.argmin(np.abs(keys - even))]) if len(keys) else even
 
 
 def _can_step_over(index: PacketIndex) -> bool:
