@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,11 @@ def test_room_is_made_by_what_was_not_used_for_longest(kept: Kept, monkeypatch: 
         kept.keep(key, package(kept, bytes(100)))
         os.utime(kept.folder / f"{key}.json", (i, i))
     assert kept.find("a") is not None  # used: now the newest
+    for name, age_s in (("old.build", 1e6), ("young.build", 0)):
+        (kept.folder / name).mkdir()
+        os.utime(kept.folder / name, (time.time() - age_s,) * 2)
     kept.keep("d", package(kept, bytes(100)))
+    assert [path.name for path in kept.folder.glob("*.build")] == ["young.build"]
     assert [key for key in "abcd" if kept.find(key)] == ["a", "c", "d"]
 
 

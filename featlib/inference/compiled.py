@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from featlib.errors import FeatlibError
 from featlib.inference import compiler
-from featlib.inference.kept import Kept, NotKeptError
+from featlib.inference.kept import BUILDING, Kept, NotKeptError
 
 FORMAT = 1
 """Raised when what is compiled, or how, changes."""
@@ -131,7 +131,7 @@ def _made(
     candidate: Candidate, program: torch.export.ExportedProgram, kept: Kept, key: str
 ) -> Callable[[Tensor], Sequence[Tensor]]:
     """Compiles the network and keeps it if it is right and worth it, else the reason why not."""
-    building = kept.folder / f"{key}.build"
+    building = kept.folder / f"{key}{BUILDING}"
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed over it
     building.mkdir(mode=0o700)
     try:

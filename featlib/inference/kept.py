@@ -8,7 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ from featlib.errors import FeatlibError
 MOST_BYTES = 4 << 30
 """Of all entries together; beyond it those that were not used for longest go."""
 
+BUILDING = ".build"
+"""Ending of a folder in which an entry is made."""
+
+_DAY_S = 86_400.0
 _PACKAGE, _NOTE, _LOCK = ".pt2", ".json", ".lock"
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -126,8 +132,14 @@ class Kept:
         os.replace(temporary, self._path(key, _NOTE))
 
     def _make_room(self, key: str) -> None:
-        """Removes what was not used for longest. A process that has loaded an entry keeps it: the file is mapped."""
+        """Removes what was not used for longest, and what killed processes left.
+
+        A process that has loaded an entry keeps it: the file is mapped.
+        """
         notes = sorted(self.folder.glob(f"*{_NOTE}"), key=lambda note: note.stat().st_mtime, reverse=True)
+        for left in self.folder.glob(f"*{BUILDING}"):
+            if time.time() - left.stat().st_mtime > _DAY_S:
+                shutil.rmtree(left, ignore_errors=True)
         total = 0
         for note in notes:
             package = note.with_suffix(_PACKAGE)
