@@ -10,7 +10,8 @@ from featlib.spec import Kind
 TASKS_CPUS = 1.5
 """Logical CPUs left free for reading the plan, cutting it into tasks, and staging; without them the graph starves."""
 
-_MOST_THREADS = 8
+_MOST_ACTORS = 8  # of one pool on a node without GPUs: each holds the network, a gigabyte and more
+_UNITS_EACH = 4
 _OVERSUBSCRIPTION = 4
 _CORES_FOR_SEPARATE = 16
 
@@ -59,7 +60,11 @@ class FlowPool:
 
 @dataclass(frozen=True)
 class ExtractPool:
-    """One pool of extractor actors, each holding the networks of ``labels``."""
+    """One pool of extractor actors, each holding the networks of ``labels``.
+
+    Args:
+        most_threads: That an actor may be given where there are few units; ``threads`` where the user fixed them.
+    """
 
     labels: tuple[str, ...]
     workers: int
@@ -67,6 +72,17 @@ class ExtractPool:
     threads: int
     num_cpus: float
     num_gpus: float
+    most_threads: int = 1
+
+    def for_units(self, num_units: int) -> "ExtractPool":
+        """For few units fewer actors of more threads: each takes seconds to start, and a unit is one actor's work."""
+        workers = max(1, num_units // _UNITS_EACH)
+        if workers >= self.workers:
+            return self
+        threads = min(max(self.threads, self.most_threads), self.threads * self.workers // workers)
+        if threads == self.threads:
+            return self
+        return replace(self, workers=workers, threads=threads, num_cpus=self.num_cpus * threads / self.threads)
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,10 @@ class Pools:
     extract: tuple[ExtractPool, ...]
     total_cpus: float
     flow: FlowPool | None = None
+
+    def for_units(self, num_units: int) -> "Pools":
+        """For a pass over so many units."""
+        return replace(self, extract=tuple(pool.for_units(num_units) for pool in self.extract))
 
     def __str__(self) -> str:
         pools = ", ".join(
@@ -107,7 +127,9 @@ def plan_pools(
     """
     device = _device(machine, sizes)
     groups = _groups(machine, sizes, kinds, device)
-    threads = sizes.extract_threads or (1 if device == "cuda" else _threads(machine, len(groups)))
+    threads = sizes.extract_threads or (1 if device == "cuda" else _threads(machine, sizes, len(groups)))
+    is_fixed = device == "cuda" or sizes.extract_threads is not None or sizes.extract_workers is not None
+    most_threads = threads if is_fixed else max(threads, machine.cores // len(groups))
     workers = _workers(machine, sizes, device, len(groups), threads)
     cpus_each = 1.0 if device == "cuda" else float(threads)
     extract_cpus = sum(workers) * cpus_each
@@ -125,7 +147,7 @@ def plan_pools(
     gpus_each = 0.0 if device == "cpu" else 0.5 if shared else 1.0
     _check_gpus(machine, flow_pool, sum(workers), gpus_each)
     pools = tuple(
-        ExtractPool(labels, n, device, threads, _round(cpus_each * scale), gpus_each)
+        ExtractPool(labels, n, device, threads, _round(cpus_each * scale), gpus_each, most_threads)
         for labels, n in zip(groups, workers, strict=True)
     )
     if flow_pool is not None:
@@ -188,8 +210,11 @@ def _groups(
     return groups
 
 
-def _threads(machine: Machine, pools: int) -> int:
-    return max(1, min(_MOST_THREADS, machine.cores // pools))
+def _threads(machine: Machine, sizes: Sizes, pools: int) -> int:
+    """One for each actor, as long as these are not too many: measured, two actors of one thread got through a tenth
+    more than one of two threads, which wait for each other after every layer."""
+    actors = -(-sizes.extract_workers // machine.nodes) if sizes.extract_workers else _MOST_ACTORS
+    return max(1, machine.cores // pools // actors)
 
 
 def _workers(machine: Machine, sizes: Sizes, device: Literal["cpu", "cuda"], pools: int, threads: int) -> list[int]:

@@ -141,7 +141,9 @@ class Run:
         """One walk of the graph over ``units``; what it leaves open goes to ``self._later``."""
         from featlib.dataflow import results
 
-        flow, pools = self._start()
+        flow, all_pools = self._start()
+        pools = all_pools.for_units(units.num_units)
+        self._count_workers(pools)
         flow = replace(flow, run=f"{self._id}-{number}")
         task = self._task
         key = f"{task.keys.units}/{flow.run}.units"
@@ -163,14 +165,18 @@ class Run:
             pools, waited_s = self._task.ray.pools()
             started = time.monotonic() - waited_s
             self._ray = _flow(self._task, self._id), pools
-            self.pools = str(pools)
-            self.seconds.workers["decode"] = pools.decode_workers
-            if pools.flow is not None:
-                self.seconds.workers["flow"] = pools.flow.workers
-            for pool in pools.extract:
-                self.seconds.workers.update({f"extract {label}": pool.workers for label in pool.labels})
             self.seconds.start = time.monotonic() - started
         return self._ray
+
+    def _count_workers(self, pools: Pools) -> None:
+        """For the summary: of all passes, the one with the most workers counts."""
+        workers = {"decode": pools.decode_workers}
+        if pools.flow is not None:
+            workers["flow"] = pools.flow.workers
+        for pool in pools.extract:
+            workers |= {f"extract {label}": pool.workers for label in pool.labels}
+        if sum(workers.values()) > sum(self.seconds.workers.values()):
+            self.seconds.workers, self.pools = workers, str(pools)
 
     def _take(self, row: Mapping[str, Any]) -> None:
         """Takes the result of one unit."""

@@ -23,8 +23,37 @@ def test_two_cores_without_gpu() -> None:
     pools = _plan(2, BOTH)
     assert pools.decode_workers == 1
     (pool,) = pools.extract
-    assert (pool.labels, pool.workers, pool.device, pool.threads, pool.num_gpus) == (("cnn", "c3d"), 1, "cpu", 2, 0.0)
-    assert str(pools) == "1 decode, 1 x [cnn c3d] on cpu (2 threads)"
+    assert (pool.labels, pool.workers, pool.device, pool.threads, pool.num_gpus) == (("cnn", "c3d"), 2, "cpu", 1, 0.0)
+    assert str(pools) == "1 decode, 2 x [cnn c3d] on cpu (1 threads)"
+
+
+def test_few_units_get_fewer_actors_of_more_threads() -> None:
+    pools = _plan(8, FRAME)
+    assert [(p.workers, p.threads) for p in pools.extract] == [(8, 1)]
+    few, some, many = (pools.for_units(units).extract[0] for units in (3, 17, 32))
+    assert [(p.workers, p.threads, p.num_cpus) for p in (few, some)] == [(1, 8, 8.0), (4, 2, 2.0)]
+    assert many is pools.extract[0]
+
+
+def test_few_units_change_nothing_that_the_user_fixed_nor_a_gpu() -> None:
+    for pools in (
+        _plan(8, FRAME, extract_workers=4),
+        _plan(8, FRAME, extract_threads=2),
+        _plan(16, FRAME, cpus=16.0, gpus=2),
+    ):
+        assert pools.for_units(1).extract == pools.extract
+
+
+def test_an_actor_of_many_threads_fits_one_node() -> None:
+    pool = _plan(8, FRAME, cpus=32.0).for_units(1).extract[0]
+    assert (pool.workers, pool.threads) == (1, 8)
+
+
+@given(st.integers(1, 128), st.integers(1, 12))
+def test_workers_that_the_user_fixed_share_the_cores(cores: int, workers: int) -> None:
+    (pool,) = _plan(cores, FRAME, extract_workers=workers).extract
+    assert pool.workers == workers
+    assert pool.threads == max(1, cores // workers)
 
 
 def test_one_core() -> None:
@@ -91,7 +120,7 @@ def test_what_the_user_fixed_is_kept() -> None:
         (Machine(8, 8.0), Sizes(device="cuda"), "--device cuda: the Ray cluster has no GPU; use --device auto or cpu"),
         (Machine(8, 8.0, 1), Sizes(layout="separate"), "layout separate needs 2 GPUs"),
         (Machine(8, 8.0, 2), Sizes(extract_workers=2), "extract_workers (2 in each of 2 pools) must not exceed"),
-        (Machine(8, 8.0), Sizes(decode_workers=99), "99 decode and 1 extract workers want 108.5 logical CPUs"),
+        (Machine(8, 8.0), Sizes(decode_workers=99), "99 decode and 8 extract workers want 108.5 logical CPUs"),
         (Machine(1, 1.0), Sizes(), "the Ray cluster has 1"),
     ],
 )

@@ -63,6 +63,9 @@ class DecodeProcess:
     def decode(self, item: MediaItem, wants: tuple[Want, ...], segment: Segment) -> Decoded:
         """As ``decode_item``; a child that dies is replaced and the item tried once more.
 
+        The same goes for one that runs out of memory and has decoded others before: what those left behind in it must
+        not count against this one.
+
         Returns:
             Frames are the caller's: later calls do not touch them.
 
@@ -71,10 +74,14 @@ class DecodeProcess:
         """
         how = ""
         for _ in range(2):
+            is_fresh = self._worker is None
             try:
-                return self._ask(item, wants, segment)
+                decoded = self._ask(item, wants, segment)
             except _WorkerDiedError as error:
                 how = str(error)
+                continue
+            if decoded.error_class != "out_of_memory" or is_fresh:
+                return decoded
         return _failed(segment, "worker_died", f"decoding this item ended its process twice ({how})")
 
     def _ask(self, item: MediaItem, wants: tuple[Want, ...], segment: Segment) -> Decoded:

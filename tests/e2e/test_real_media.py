@@ -61,7 +61,9 @@ def output(media_folder: Path, weights_folder: Path, ray_cluster: str, tmp_path_
     )
     assert summary.exit_code == 0
     assert summary.media == {"ok": 23, "partial": 1}
-    assert summary.frames_decoded == sum(frames for _, frames in TRUTH.values()), "one pass serves both networks"
+    frames = [count for _, count in TRUTH.values()]
+    in_clips = sum(count // 16 * 16 if count > 16 else count for count in frames)
+    assert in_clips <= summary.frames_decoded <= sum(frames), "one pass serves both networks"
     return output
 
 

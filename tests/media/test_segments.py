@@ -46,10 +46,10 @@ def test_segments_together_are_the_whole(videos: dict[str, Path], kind: str) -> 
             assert _rows(parts, label) == _rows([whole], label)
 
 
-def test_a_segment_starts_at_its_keyframe_and_counts_frames_at_seams_apart(videos: dict[str, Path]) -> None:
-    """40 frames with a keyframe every 10: segment 1 of 3 is [13, 26) and must decode from 10."""
-    facts = decode(videos["plain"], k=1, n=3).facts
-    assert (facts.frames_decoded, facts.frames_twice) == (16, 3)
+def test_a_seam_moves_to_a_keyframe_near_and_frames_at_other_seams_are_counted_apart(videos: dict[str, Path]) -> None:
+    """40 frames with a keyframe every 10, in thirds: the seam at 13 moves to 10, the one at 26 has none within 3."""
+    facts = [decode(videos["plain"], k=k, n=3).facts for k in range(3)]
+    assert [(f.frames_decoded, f.frames_twice) for f in facts] == [(10, 0), (16, 0), (20, 6)]
 
 
 def test_a_clip_reaching_into_the_next_segment_belongs_to_the_first(videos: dict[str, Path]) -> None:
