@@ -31,7 +31,7 @@ WORKLOADS = {
     "gpu": "benchmarks.gpu:forward",
     **{
         name: f"benchmarks.{name}"
-        for name in ("decode", "pixels", "forward", "scale")
+        for name in ("decode", "forward", "scale", "cpu")
         if importlib.util.find_spec(f"benchmarks.{name}")
     },
 }
