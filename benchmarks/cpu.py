@@ -33,9 +33,8 @@ def whole_job(setting: Setting) -> Outcome:
     clips = _clips(setting)
     settings = {"compile": "off" if setting.is_small else "on"}
     network = "squeezenet1_1" if setting.is_small else "resnet50"
-    job = Job(
-        network, repeated(clips, 1 if setting.is_small else _TIMES), str(setting.scratch / "job"), settings=settings
-    )
+    times = 1 if setting.is_small else _TIMES
+    job = Job(network, repeated(clips, times), str(setting.scratch / "job"), settings=settings)
     if not setting.is_small:
         _spent(job, setting)  # compiles, and keeps it
     spent, told = _spent(job, setting)
