@@ -56,7 +56,7 @@ def _decode_s(setting: Setting, clip: Path, name: str, models: tuple[dict[str, A
         RuntimeError: The job decoded another number of frames than the clip has.
     """
     chosen = tuple({**model, "weights": "random:0"} for model in models)
-    sizes = {key: int(value) for key, value in setting.options.items()}
+    sizes = {key: int(value) for key, value in setting.options.items() if key.endswith(("_workers", "_threads"))}
     output = setting.scratch / "decode-once"
     ran = run(FEATLIB, Job("", (("clip", str(clip)),), str(output), models=chosen, settings=sizes), reads_rows=False)
     if ran.told["frames_decoded"] != num_frames:
