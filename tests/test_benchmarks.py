@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, gpu, pipelines, progress
+from benchmarks import breakdown, cpu, gpu, pipelines, progress
 from benchmarks import table as tables
 from benchmarks.clips import Clip, choose, inspected, make_clips, repeated, write
 from benchmarks.features import NO_ROWS, Rows, UnequalError, check_equal, read_rows
@@ -22,6 +22,7 @@ from benchmarks.jobs import Job
 from benchmarks.limit import Limit, Parts
 from benchmarks.limit_worker import Worker
 from benchmarks.machine import this_machine
+from benchmarks.processes import watched
 from benchmarks.programs import DAFT, FEATLIB, LOOP, Program, Ran, run
 
 
@@ -352,3 +353,18 @@ def test_a_missing_package_is_named_with_the_way_to_it() -> None:
         == "no no_such_package here: pip install no_such_package, or make bench"
     )
     assert not Program("x", "y", "numpy").lacks
+
+
+def test_the_steps_of_decoding_are_told_apart(clips: tuple[Clip, ...]) -> None:
+    steps = cpu._decoding_steps(clips)
+    assert steps.keys() == {"to RGB", "resize, crop and store", "opening, reading, decoding"}
+    assert all(seconds > 0 for seconds in steps.values())
+
+
+def test_cpu_seconds_are_added_up_by_what_a_process_is_for() -> None:
+    burn = "import time\nwhile time.process_time() < 0.4: pass\n"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}, 'nursery'], check=True); print(7)"
+    spent = watched([sys.executable, "-c", child])
+    assert (spent.returncode, spent.stdout) == (0, "7\n")
+    assert spent.cpu_s["decoding process"] > 0.2
+    assert spent.cpu_s.keys() == {"driver", "decoding process"}
