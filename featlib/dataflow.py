@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from featlib.errors import ConfigError, StoppedError
@@ -141,7 +142,8 @@ def cluster() -> tuple[Machine, int]:
     resources = ray.cluster_resources()
     nodes = [n for n in ray.nodes() if n["Alive"]]
     cores = max((int(n["Resources"].get("CPU", 0)) for n in nodes), default=1)
-    machine = Machine(max(1, cores), float(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    memory_mb = min((n["Resources"].get("memory", 0) / _MB for n in nodes), default=0) or None
+    machine = Machine(max(1, cores), float(resources.get("CPU", 0)), int(resources.get("GPU", 0)), memory_mb)
     return machine, len(nodes)
 
 
@@ -153,6 +155,7 @@ def join_or_start(
     *,
     local_output: str | None,
     object_store_mb: int | None,
+    network_mb: Mapping[str, float] = MappingProxyType({}),
 ) -> Pools:
     """Joins the named Ray, or the one this job was submitted to, or starts one on this machine; sizes the pools.
 
@@ -168,7 +171,7 @@ def join_or_start(
     if not ray.is_initialized() and (not address or address == "local"):
         cores = len(os.sched_getaffinity(0))
         gpus = _local_gpus() if sizes.device != "cpu" else 0
-        pools = plan_pools(Machine(cores, gpus=gpus), sizes, kinds, flow)
+        pools = plan_pools(Machine(cores, gpus=gpus, memory_mb=_memory_mb()), sizes, kinds, flow, network_mb)
         start_local_ray(num_cpus=pools.total_cpus, object_store_mb=object_store_mb or _object_store_mb())
         return pools
     connect_ray(address or "auto")
@@ -178,7 +181,7 @@ def join_or_start(
             f"--output {local_output}: a local path is not seen by all {nodes} nodes of the Ray cluster; "
             "use a URL like s3://bucket/folder"
         )
-    return plan_pools(machine, sizes, kinds, flow)
+    return plan_pools(machine, sizes, kinds, flow, network_mb)
 
 
 def _local_gpus() -> int:
@@ -187,10 +190,13 @@ def _local_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _memory_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MB
+
+
 def _object_store_mb() -> int:
     """An eighth of the memory, within what a few units in flight need and what they can use."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MB
-    return min(max(512, memory // 8), 8192)
+    return min(max(512, _memory_mb() // 8), 8192)
 
 
 def ship(payload: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from featlib.errors import ConfigError
@@ -10,7 +11,9 @@ from featlib.spec import Kind
 TASKS_CPUS = 1.5
 """Logical CPUs left free for reading the plan, cutting it into tasks, and staging; without them the graph starves."""
 
-_MOST_ACTORS = 8  # of one pool on a node without GPUs: each holds the network, a gigabyte and more
+_MOST_ACTORS = 8  # of one pool on a node without GPUs
+_ACTOR_MB = 1000.0  # torch and what a batch takes
+_COPIES = 4  # of the weights: shipped, plain, compiled, and while one becomes the other
 _UNITS_EACH = 4
 _OVERSUBSCRIPTION = 4
 _CORES_FOR_SEPARATE = 16
@@ -23,11 +26,13 @@ class Machine:
     Args:
         cpus: Logical CPUs of the cluster; None when featlib starts Ray itself and names the number.
         cores: Cores of one node.
+        memory_mb: Of one node; None where nobody knows.
     """
 
     cores: int
     cpus: float | None = None
     gpus: int = 0
+    memory_mb: float | None = None
 
     @property
     def nodes(self) -> int:
@@ -114,20 +119,25 @@ class Pools:
 
 
 def plan_pools(
-    machine: Machine, sizes: Sizes, kinds: Mapping[str, Kind], flow: Literal["none", "opencv", "network"] = "none"
+    machine: Machine,
+    sizes: Sizes,
+    kinds: Mapping[str, Kind],
+    flow: Literal["none", "opencv", "network"] = "none",
+    network_mb: Mapping[str, float] = MappingProxyType({}),
 ) -> Pools:
     """Divides a machine or cluster among decoding, optical flow and the networks.
 
     Args:
         kinds: By label in the order of the job, whether the model reads frames or clips.
         flow: What computes optical flow; only a network can use a GPU.
+        network_mb: By label, the size of the weights; each actor has its own.
 
     Raises:
         ConfigError: What the user fixed cannot run on this machine or cluster.
     """
     device = _device(machine, sizes)
     groups = _groups(machine, sizes, kinds, device)
-    threads = sizes.extract_threads or (1 if device == "cuda" else _threads(machine, sizes, len(groups)))
+    threads = sizes.extract_threads or (1 if device == "cuda" else _threads(machine, sizes, groups, network_mb))
     is_fixed = device == "cuda" or sizes.extract_threads is not None or sizes.extract_workers is not None
     most_threads = threads if is_fixed else max(threads, machine.cores // len(groups))
     workers = _workers(machine, sizes, device, len(groups), threads)
@@ -210,11 +220,18 @@ def _groups(
     return groups
 
 
-def _threads(machine: Machine, sizes: Sizes, pools: int) -> int:
+def _threads(
+    machine: Machine, sizes: Sizes, groups: tuple[tuple[str, ...], ...], network_mb: Mapping[str, float]
+) -> int:
     """One for each actor, as long as these are not too many: measured, two actors of one thread got through a tenth
     more than one of two threads, which wait for each other after every layer."""
-    actors = -(-sizes.extract_workers // machine.nodes) if sizes.extract_workers else _MOST_ACTORS
-    return max(1, machine.cores // pools // actors)
+    cores = machine.cores // len(groups)
+    if sizes.extract_workers:
+        return max(1, cores // -(-sizes.extract_workers // machine.nodes))
+    # All actors together get half of the memory; the rest is for decoding, Ray's object store and other programs.
+    mb_each = sum(_ACTOR_MB + _COPIES * sum(network_mb.get(label, 0.0) for label in labels) for labels in groups)
+    fitting = _MOST_ACTORS if machine.memory_mb is None else int(machine.memory_mb / 2 / mb_each)
+    return max(1, -(-cores // max(1, min(_MOST_ACTORS, fitting))))
 
 
 def _workers(machine: Machine, sizes: Sizes, device: Literal["cpu", "cuda"], pools: int, threads: int) -> list[int]:

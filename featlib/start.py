@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
 
 
+_MB = 1 << 20
+
+
 class RayStart:
     """The start of Ray, once: begun early where it is sure to be needed, else when it is asked for.
 
@@ -62,6 +65,7 @@ class RayStart:
     def _start(self) -> Pools:
         from featlib.dataflow import join_or_start
         from featlib.extractors.flow_method import flow_kind
+        from featlib.extractors.weights import payload
 
         c = self._config
         return join_or_start(
@@ -71,6 +75,7 @@ class RayStart:
             flow_kind(m.input.flow_spec for m in self._models),
             local_output=self._store.url if self._store.is_local else None,
             object_store_mb=c.object_store_mb,
+            network_mb={m.label: len(payload(m, self._store.options)) / _MB for m in self._models},
         )
 
 

@@ -35,6 +35,21 @@ def test_few_units_get_fewer_actors_of_more_threads() -> None:
     assert many is pools.extract[0]
 
 
+def test_a_network_that_fills_the_memory_gets_fewer_actors_of_more_threads() -> None:
+    def shape(
+        network_mb: float, memory_mb: float, kinds: dict[str, Kind] = FRAME, cores: int = 8
+    ) -> list[tuple[int, int]]:
+        sizes = dict.fromkeys(kinds, network_mb)
+        pools = plan_pools(Machine(cores, memory_mb=memory_mb), Sizes(), kinds, network_mb=sizes)
+        return [(p.workers, p.threads) for p in pools.extract]
+
+    assert shape(100, 64_000) == [(8, 1)]
+    assert shape(100, 16_000) == [(4, 2)]
+    assert shape(2_500, 16_000) == [(1, 8)]
+    assert shape(2_500, 4_000) == [(1, 8)]
+    assert shape(100, 32_000, BOTH, cores=32) == [(4, 4), (4, 4)]
+
+
 def test_few_units_change_nothing_that_the_user_fixed_nor_a_gpu() -> None:
     for pools in (
         _plan(8, FRAME, extract_workers=4),
