@@ -80,6 +80,24 @@ def networks(weights_folder: Path) -> dict[str, torch.nn.Module]:
     return {"squeezenet1_1": squeezenet, "r3d_18": get_model("r3d_18", weights=None).eval()}
 
 
+def test_where_every_frame_is_wanted_each_is_decoded_once_for_both_networks(
+    media_folder: Path, ray_cluster: str, tmp_path: Path
+) -> None:
+    small = {"network": "shufflenet_v2_x0_5", "weights": "random:0"}
+    summary = featlib.extract(
+        featlib.ExtractConfig(
+            manifest=[str(media_folder)],
+            output=str(tmp_path),
+            dataset="dense",
+            models=[{**small, "label": "all", "frame_sampling": "all"}, {**small, "label": "few"}],
+        )
+    )
+    assert summary.frames_decoded == sum(frames for _, frames in TRUTH.values()), "one pass serves both networks"
+    for label in ("all", "few"):
+        outcomes = featlib.open_features(str(tmp_path), dataset="dense", model=label).outcomes()
+        assert {Path(o.uri).name: (o.status, o.frames_decoded) for o in outcomes.itertuples()} == TRUTH
+
+
 @pytest.mark.parametrize("label", ["squeezenet1_1", "r3d_18"])
 def test_status_and_frame_count_of_every_file(output: str, label: str) -> None:
     outcomes = featlib.open_features(output, dataset="real", model=label).outcomes()
