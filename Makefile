@@ -46,11 +46,13 @@ clean:  ## Removes .venv, caches and what demo and bench wrote
 	rm -rf $(VENV) $(BENCH) bench build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find featlib jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# uv leaves bytecode to the first import; where that may not write (PYTHONDONTWRITEBYTECODE, as in many containers) each
+# of Ray's workers would compile all it imports, 4 CPU seconds a worker.
 # The project itself is built with the hatchling of the lock (no build isolation), so nothing unpinned is fetched.
 $(STAMP): requirements.lock pyproject.toml
 ifneq ($(UV),)
 	test -x $(BIN)/python || $(UV) venv --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 else
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -63,7 +65,7 @@ endif
 $(BENCH_STAMP): requirements-bench.lock
 ifneq ($(UV),)
 	test -x $(BENCH)/bin/python || $(UV) venv --python $(PYTHON) $(BENCH)
-	$(UV) pip install --python $(BENCH)/bin/python --require-hashes -r requirements-bench.lock
+	$(UV) pip install --compile-bytecode --python $(BENCH)/bin/python --require-hashes -r requirements-bench.lock
 else
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --require-hashes -r requirements-bench.lock

@@ -42,7 +42,7 @@ def whole_job(setting: Setting) -> Outcome:
     figures = [Figure(TITLE, role, "s", (seconds,)) for role, seconds in _largest_first(spent.cpu_s)]
     figures += [Figure(f"{TITLE}: within decoding", step, "s", (times * s,)) for step, s in _largest_first(steps)]
     wall = f"{sum(spent.cpu_s.values()):.1f} CPU seconds in {spent.wall_s:.1f} s from command to exit"
-    stages = ", ".join(f"{name} {s:.1f} s" for name, s in told["seconds"]["busy"].items())
+    stages = ", ".join(f"{name} {s:.1f} s" for name, s in told["busy_s"].items())
     return Outcome(tuple(figures), (), (f"{TITLE}: {wall}; busy by the clock: {stages}",))
 
 
@@ -57,7 +57,8 @@ def _spent(job: Job, setting: Setting) -> tuple[Spent, dict[str, Any]]:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     command = [sys.executable, "-m", FEATLIB.module, str(job.save(output.with_suffix(".json")))]
-    spent = watched(command, environment(setting.scratch / "cache"))
+    cache = Path(setting.options.get("cache") or setting.scratch / "cache")
+    spent = watched(command, environment(cache))
     if spent.returncode:
         raise RuntimeError(f"featlib ended with {spent.returncode}")
     return spent, json.loads(spent.stdout.splitlines()[-1])
