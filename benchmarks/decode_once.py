@@ -45,7 +45,7 @@ def three_models(setting: Setting) -> Outcome:
     target = Target(
         TITLE, f"one network's over the three's, 1/{_MOST_DEARER}", dearest / together.value, 1 / _MOST_DEARER
     )
-    checks = (f"{TITLE}: {num_frames} frames decoded in each job, once for all its networks",)
+    checks = (f"{TITLE}: {num_frames} frames decoded once for all networks of a job, fewer for ResNet-50 alone",)
     return Outcome((*alone, together), (target,), checks)
 
 
@@ -53,14 +53,15 @@ def _decode_s(setting: Setting, clip: Path, name: str, models: tuple[dict[str, A
     """CPU seconds that decoding took in one job.
 
     Raises:
-        RuntimeError: The job decoded another number of frames than the clip has.
+        RuntimeError: The job decoded frames twice, or fewer than a network of clips reads.
     """
     chosen = tuple({**model, "weights": "random:0"} for model in models)
     sizes = {key: int(value) for key, value in setting.options.items() if key.endswith(("_workers", "_threads"))}
     output = setting.scratch / "decode-once"
     ran = run(FEATLIB, Job("", (("clip", str(clip)),), str(output), models=chosen, settings=sizes), reads_rows=False)
-    if ran.told["frames_decoded"] != num_frames:
-        raise RuntimeError(f"{name}: {ran.told['frames_decoded']} frames were decoded, the clip has {num_frames}")
+    decoded = int(ran.told["frames_decoded"])
+    if decoded > num_frames or (decoded < num_frames and any("clip_sampling" in model for model in models)):
+        raise RuntimeError(f"{name}: {decoded} frames were decoded, the clip has {num_frames}")
     seconds = _outcome_s(output)
     say(f"  {name}: decoding {seconds:.2f} CPU s")
     return seconds

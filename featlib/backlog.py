@@ -13,7 +13,7 @@ import numpy as np
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.ledger import Rows, has_changed
-from featlib.plan import Plan, PlanItems, Unit, digest, shard_rows, units_of_shard
+from featlib.plan import Plan, PlanItems, Unit, digest, shard_rows, units_of_shard, videos_in_unit
 from featlib.shards.staging import Piece, StagedItem, piece_keys, read_shards, staged_items
 from featlib.storage import Store, StoreOptions
 
@@ -78,7 +78,8 @@ class Backlog:
         first = self._plan.rows_of(shard).start
         self._num_open[shard] = 0
         self._open(shard, (first + place for place, item in enumerate(items) if item.media_id in todo))
-        yield from units_of_shard(shard, items, todo, begun, unit_items=unit_items)
+        unit_videos = videos_in_unit(self.num_items)
+        yield from units_of_shard(shard, items, todo, begun, unit_items=unit_items, unit_videos=unit_videos)
 
     def _open(self, shard: int, rows: Iterable[int]) -> None:
         new = [row for row in rows if not self._is_open[row]]

@@ -43,6 +43,7 @@ _DIGEST = 16
 _BYTES_A_UNIT = 2 << 20
 _UNIT_ITEMS, _MOST_UNIT_ITEMS = 64, 256
 _MANY_UNITS = 4096
+_UNITS_OF_A_SMALL_JOB = 16
 _UNKNOWN_SIZE = _BYTES_A_UNIT // 2
 
 Digests = npt.NDArray[np.bytes_]
@@ -316,6 +317,7 @@ def units_of_shard(
     segments: Mapping[str, tuple[int, Sequence[int]]],
     *,
     unit_items: int,
+    unit_videos: int | None = None,
 ) -> Iterator[Unit]:
     """Cuts what is still to do in a shard into units.
 
@@ -323,7 +325,9 @@ def units_of_shard(
         needs: By media id, the labels that an item still needs; items that are not named need nothing.
         segments: By media id, ``(n, missing ks)`` of items of which some segments are staged.
         unit_items: Most items in a unit.
+        unit_videos: Most videos in a unit; None: as many.
     """
+    unit_videos = min(unit_items, unit_videos or unit_items)
     waiting: list[UnitItem] = []
     labels: tuple[str, ...] = ()
     cost = 0.0
@@ -341,7 +345,7 @@ def units_of_shard(
             waiting, cost = [], 0.0
         labels = wanted
         waiting.append(unit_item)
-        cost += _cost(item, unit_items)
+        cost += _cost(item, unit_items, unit_videos)
     if waiting:
         yield Unit(shard, labels, tuple(waiting))
 
@@ -361,11 +365,16 @@ def items_in_unit(open_items: int, fit: int) -> int:
     return count
 
 
-def _cost(item: PlanItem, unit_items: int) -> float:
+def videos_in_unit(open_items: int) -> int:
+    """Most videos in a unit: in a job of few, units of one each keep all actors busy to the end."""
+    return max(1, open_items // _UNITS_OF_A_SMALL_JOB)
+
+
+def _cost(item: PlanItem, unit_items: int, unit_videos: int) -> float:
     """Share of a unit that an item probably fills."""
     if ending_of(item.uri) in IMAGE_ENDINGS:
         return 1 / unit_items
-    return max((item.size if item.size is not None else _UNKNOWN_SIZE) / _BYTES_A_UNIT, 1 / unit_items)
+    return max((item.size if item.size is not None else _UNKNOWN_SIZE) / _BYTES_A_UNIT, 1 / unit_videos)
 
 
 def split_unit(unit: Unit) -> Iterator[Unit]:

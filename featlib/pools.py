@@ -14,7 +14,7 @@ TASKS_CPUS = 1.5
 _MOST_ACTORS = 8  # of one pool on a node without GPUs
 _ACTOR_MB = 1000.0  # torch and what a batch takes
 _COPIES = 4  # of the weights: shipped, plain, compiled, and while one becomes the other
-_UNITS_EACH = 4
+_UNITS_EACH = 3
 _OVERSUBSCRIPTION = 4
 _CORES_FOR_SEPARATE = 16
 

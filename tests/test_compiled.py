@@ -93,6 +93,30 @@ def test_what_is_more_than_a_batch_norm_is_not_folded() -> None:
         torch.testing.assert_close(module(X)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_convolution_that_only_has_more_methods_is_folded_into_and_one_that_computes_more_is_not() -> None:
+    class Described(nn.Conv2d):
+        """As torchvision's video networks derive theirs."""
+
+        def describe(self) -> str:
+            return f"{self.out_channels} filters"
+
+    class Halved(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 2
+
+    for convolution, folded in ((Described, 2), (Halved, 1)):
+
+        class Derived(Small):
+            def __init__(self, kind: type[nn.Conv2d] = convolution) -> None:
+                super().__init__()
+                self.first = kind(3, 4, 3, bias=False)
+
+        module = cut(small(Derived), ["logits"], "fc").eval()
+        expected = module(X)[0]
+        assert fold_batch_norm(module) == folded
+        torch.testing.assert_close(module(X)[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def candidate(strays: float = 0.0, **settings: bool) -> Candidate:
     network = cut(small(), ["penultimate"], "fc").eval()
     expected = network(X)[0]

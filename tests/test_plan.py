@@ -28,6 +28,7 @@ from featlib.plan import (
     unit_from_row,
     units_of_shard,
     units_table,
+    videos_in_unit,
 )
 from featlib.storage import Store
 from tests.shards.make import batch
@@ -209,6 +210,14 @@ def test_images_fill_a_unit_by_number() -> None:
 
 def test_even_tiny_items_fill_a_unit_by_number() -> None:
     assert _units([_item(str(i), 0) for i in range(5)]) == [list("0123"), ["4"]]
+
+
+def test_in_a_small_job_videos_fill_a_unit_by_number_and_images_as_always() -> None:
+    items = [*(_item(n, 0) for n in "abcd"), *(_item(n, 0, "jpg") for n in "efgh")]
+    needs = {item.media_id: ("m",) for item in items}
+    found = units_of_shard(0, items, needs, {}, unit_items=4, unit_videos=videos_in_unit(len(items)))
+    assert [[i.media_id for i in u.items] for u in found] == [["a"], ["b"], ["c"], ["d"], list("efgh")]
+    assert [videos_in_unit(n) for n in (1, 16, 40, 320)] == [1, 1, 2, 20]
 
 
 def test_items_that_need_nothing_are_left_out() -> None:

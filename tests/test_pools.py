@@ -30,7 +30,7 @@ def test_two_cores_without_gpu() -> None:
 def test_few_units_get_fewer_actors_of_more_threads() -> None:
     pools = _plan(8, FRAME)
     assert [(p.workers, p.threads) for p in pools.extract] == [(8, 1)]
-    few, some, many = (pools.for_units(units).extract[0] for units in (3, 17, 32))
+    few, some, many = (pools.for_units(units).extract[0] for units in (3, 14, 24))
     assert [(p.workers, p.threads, p.num_cpus) for p in (few, some)] == [(1, 8, 8.0), (4, 2, 2.0)]
     assert many is pools.extract[0]
 

@@ -39,11 +39,26 @@ def fold_batch_norm(module: Cut) -> int:
     return folded
 
 
+class _Tracer(fx.Tracer):
+    """Keeps convolutions whole that networks derive from torch's only to add something beside the arithmetic."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_convolution(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether a module computes what torch's convolution does; a subclass may do more."""
+    kind = next((k for k in _CONVOLUTIONS if isinstance(module, k)), None)
+    return kind is not None and all(getattr(type(module), n) is getattr(kind, n) for n in ("forward", "_conv_forward"))
+
+
 def _traced(network: nn.Module) -> fx.GraphModule | None:
     if isinstance(network, fx.GraphModule):
         return network
+    tracer = _Tracer()
     try:
-        return fx.symbolic_trace(network)
+        graph = tracer.trace(network)
+        return fx.GraphModule(tracer.root, graph, type(network).__name__)
     except Exception:  # noqa: BLE001 - tracing calls the network with stand-ins, on which its code may fail in any way
         return None
 
@@ -60,7 +75,7 @@ def _is_foldable(node: fx.Node, modules: dict[str, nn.Module], calls: Counter[ob
     convolution = modules[str(source.target)]
     has_hooks = any(m._forward_pre_hooks or m._forward_hooks for m in (norm, convolution))
     once = calls[node.target] == calls[source.target] == 1
-    return type(convolution) in _CONVOLUTIONS and once and not has_hooks
+    return _is_convolution(convolution) and once and not has_hooks
 
 
 def _fold(traced: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -> None:

@@ -18,6 +18,8 @@ from featlib.spec import FP32_TOLERANCE, InputSpec
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CONVOLUTIONAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# The batch that is tried is noise; features of real clips were seen to stray further.
+_MARGIN = 4.0
 _HALF_ALLOWANCE = 2.0  # as in the conformance test
 
 
@@ -148,7 +150,7 @@ def _strays(model: ResolvedModel, plain: nn.Module, batch: Tensor) -> Callable[[
         with torch.inference_mode():
             true: tuple[Tensor, ...] = plain(batch)
         if model.precision == "fp32":
-            return relative_l2(outputs, true), FP32_TOLERANCE
+            return relative_l2(outputs, true), FP32_TOLERANCE / _MARGIN
         return relative_l2(outputs, true), _HALF_ALLOWANCE * relative_l2(_plain_run(model, plain, batch)(), true)
 
     return strays
