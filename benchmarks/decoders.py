@@ -16,8 +16,8 @@ from featlib.storage import StoreOptions
 
 Frames = Iterable[npt.NDArray[np.uint8]]
 Decoder = Callable[[str, str, int], Frames]
-"""Takes a path or URL, a frame sampling of featlib and the video's frame count; gives the frames in order, each of
-which may be overwritten once the next ones are asked for."""
+"""Takes a path or URL, a frame sampling of featlib and the video's frame count; gives the frames in order, as one array
+or each in memory that may be overwritten once the next ones are asked for."""
 
 _AT_ONCE = 16  # frames that torchcodec and decord are asked for: enough for their speed, not too many for memory
 _LIMITS = Limits(unit_bytes=1 << 40)
@@ -30,7 +30,7 @@ class _Arena:
     def __init__(self) -> None:
         self._memory = np.zeros(0, np.uint8)
 
-    def allocate(self, shapes: dict[str, tuple[int, int, int, int]]) -> dict[str, npt.NDArray[np.uint8]]:
+    def allocate(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, npt.NDArray[np.uint8]]:
         """For one preprocessing."""
         ((key, shape),) = shapes.items()
         if self._memory.size < np.prod(shape):
@@ -64,6 +64,18 @@ def featlib(uri: str, sampling: str, num_frames: int, options: StoreOptions | No
     if decoded.status != "ok":
         raise ValueError(f"{uri}: {decoded.status}: {decoded.error_message}")
     return decoded.frames[_WHOLE.key]
+
+
+def gathered(frames: Frames, count: int) -> npt.NDArray[np.uint8]:
+    """Frames in one array, (count, height, width, 3), as networks take them; what is one already stays where it is."""
+    if isinstance(frames, np.ndarray):
+        return frames
+    array = np.zeros((0, 0, 0, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        if not i:
+            array = _arena.allocate({"": (count, *frame.shape)})[""]
+        array[i] = frame
+    return array
 
 
 def pyav(uri: str, sampling: str, num_frames: int) -> Frames:
