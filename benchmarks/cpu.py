@@ -39,8 +39,11 @@ def whole_job(setting: Setting) -> Outcome:
         _spent(job, setting)  # compiles, and keeps it
     spent, told = _spent(job, setting)
     steps = _decoding_steps(clips)
-    figures = [Figure(TITLE, role, "s", (seconds,)) for role, seconds in _largest_first(spent.cpu_s)]
-    figures += [Figure(f"{TITLE}: within decoding", step, "s", (times * s,)) for step, s in _largest_first(steps)]
+    figures = [Figure(TITLE, role, "s", (seconds,), is_part=True) for role, seconds in _largest_first(spent.cpu_s)]
+    figures += [
+        Figure(f"{TITLE}: within decoding", step, "s", (times * seconds,), "of a decoding apart", is_part=True)
+        for step, seconds in _largest_first(steps)
+    ]
     wall = f"{sum(spent.cpu_s.values()):.1f} CPU seconds in {spent.wall_s:.1f} s from command to exit"
     stages = ", ".join(f"{name} {s:.1f} s" for name, s in told["busy_s"].items())
     return Outcome(tuple(figures), (), (f"{TITLE}: {wall}; busy by the clock: {stages}",))

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -24,7 +25,7 @@ _LIMITS = Limits(unit_bytes=1 << 40)
 _WHOLE = PixelSpec((), None)
 
 
-class _Arena:
+class Arena:
     """Memory that serves call after call, as the memory file of a decoding process does."""
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class _Arena:
         return {key: self._memory[: int(np.prod(shape))].reshape(shape)}
 
 
-_arena = _Arena()
+_arena = Arena()
 
 
 def sampled(sampling: str, num_frames: int) -> list[int]:
@@ -172,4 +173,4 @@ def featlib_in_segments(uri: str, sampling: str, options: StoreOptions | None = 
         num_frames += len(part.clips["model"])
         if part.segment.k + 1 >= part.segment.n:
             return num_frames
-        segment = Segment(part.segment.k + 1, part.segment.n)
+        segment = replace(part.segment, k=part.segment.k + 1)

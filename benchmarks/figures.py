@@ -19,6 +19,7 @@ class Figure:
         rounds: What each round gave; the figure is their median. Empty for what could not be measured here; the note
             says why.
         note: What a reader must know beside it, such as the seconds of its start.
+        is_part: It is part of a sum, or counts something else than its neighbours: no ratio to them means anything.
     """
 
     workload: str
@@ -26,6 +27,7 @@ class Figure:
     unit: str
     rounds: tuple[float, ...]
     note: str = ""
+    is_part: bool = False
 
     @property
     def value(self) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from benchmarks.figures import Figure, Outcome, Setting, Target, interleaved
+from benchmarks.machine import this_machine
 
 WANTED = 0.97
 """Of the bare loop; what the engine does beside the network must not cost more."""
@@ -44,7 +45,8 @@ def forward(setting: Setting) -> Outcome:
     networks = "resnet18" if setting.is_small else setting.options.get("networks", "resnet50,r3d_18,r2plus1d_18")
     precisions = "fp32" if setting.is_small else setting.options.get("precisions", "fp32,bf16")
     try:
-        found = [_measured(n, p, setting) for n in networks.split(",") for p in precisions.split(",")]
+        found = [_measured(n, p, setting) for n in networks.split(",") for p in precisions.split(",")
+                 if p != "bf16" or this_machine().bf16]  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     figures = tuple(figure for one in found for figure in one.figures)

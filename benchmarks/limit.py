@@ -72,22 +72,23 @@ def _cost(answers: Sequence[dict[str, float]]) -> float:
 
 @contextmanager
 def limit_of(job: Job, scratch: Path, *, compiles: bool = True, most: int = _MOST_PROCESSES) -> Iterator[Limit]:
-    """Starts the processes: one a core, of one thread, as long as they are not too many."""
+    """Starts the processes: one a core, of one thread, as long as they are not too many; else all cores are shared."""
     cores = len(os.sched_getaffinity(0))
     count = min(cores, most)
     path = job.save(scratch / "limit.json")
     word = "compiled" if compiles else "as-is"
-    command = [sys.executable, "-m", "benchmarks.limit_worker", str(path), str(max(1, cores // count)), word]
+    threads = [cores // count + (i < cores % count) for i in range(count)]
+    command = [sys.executable, "-m", "benchmarks.limit_worker", str(path)]
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "compiled")}
     said = scratch / "limit.log"
     with said.open("w") as log:
         processes = [
-            subprocess.Popen(command, cwd=ROOT, env={**environment(), **kept}, text=True, stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, stderr=log)
-            for _ in range(count)
+            subprocess.Popen([*command, str(n), word], cwd=ROOT, env={**environment(), **kept}, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            for n in threads
         ]  # fmt: skip
     try:
-        limit = Limit(processes, cores // count * count, said)
+        limit = Limit(processes, cores, said)
         for process in processes:
             limit._answer(process, "start")
         yield limit

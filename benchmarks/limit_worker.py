@@ -15,12 +15,14 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
+from benchmarks.decoders import Arena
 from benchmarks.jobs import Job
 from benchmarks.peers import plain
 from featlib.config import ModelConfig
 from featlib.extractors.resolve import resolve
 from featlib.media import Limits
 from featlib.media.decode import decode_item
+from featlib.media.nursery import keep_freed_memory
 from featlib.spec import MediaItem, Segment
 from featlib.storage import StoreOptions
 
@@ -38,6 +40,8 @@ class Worker:
 
     def __init__(self, job: Job, *, threads: int = 1, compiles: bool = True) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()  # as a decoding process does; here it serves both decoders
+        self._memory = Arena()
         self._job, self._compiles = job, compiles
         self._want = resolve(_model(job), StoreOptions()).want
         self._forwards: dict[str, tuple[nn.Module, Tensor]] = {}
@@ -58,8 +62,9 @@ class Worker:
 
     def _decode_featlib(self, name: str, path: str) -> int:
         decoded = decode_item(
-            MediaItem(name, path), (self._want,), Segment(0, 1), store_options=StoreOptions(), limits=Limits()
-        )
+            MediaItem(name, path), (self._want,), Segment(0, 1), store_options=StoreOptions(), limits=Limits(),
+            allocate=self._memory.allocate,
+        )  # fmt: skip
         return len(decoded.clips[self._want.label])
 
     def prepare(self, precision: str) -> dict[str, float]:

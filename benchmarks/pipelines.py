@@ -8,7 +8,7 @@ from statistics import median
 
 from benchmarks import breakdown
 from benchmarks.clips import Clip, choose, inspected, repeated
-from benchmarks.features import FP32_BOUND, check_equal
+from benchmarks.features import FP32_BOUND, Rows, UnequalError, check_equal
 from benchmarks.figures import Figure, Outcome, Setting, Target, interleaved
 from benchmarks.jobs import Job
 from benchmarks.limit import Limit, Parts, limit_of
@@ -76,8 +76,8 @@ class Subject:
         self, program: Program, name: str, short: Job | None, long: Job, usual: Job | None = None,
         cache: Path | None = None,
     ) -> None:  # fmt: skip
-        self.program, self.name = program, name
-        self._short, self._long, self._usual, self._cache = short, long, usual, cache
+        self.program, self.name, self.long = program, name, long
+        self._short, self._usual, self._cache = short, usual, cache
         self._first_s = 0.0
         self.short_runs: list[Ran] = []
         self.long_runs: list[Ran] = []
@@ -99,10 +99,15 @@ class Subject:
             self.usual_runs.append(run(self.program, self._usual, cache=self._cache))
         if self._short is not None:
             self.short_runs.append(run(self.program, self._short, cache=self._cache))
-        self.long_runs.append(run(self.program, self._long, cache=self._cache))
+        self.long_runs.append(run(self.program, self.long, cache=self._cache))
         rate = _rate(self.short_runs[-1] if self._short else None, self.long_runs[-1])
         say(f"  {self.name}: {rate:.2f} rows/s, {self.long_runs[-1].whole_s:.1f} s for {len(self.long_runs[-1].rows)}")
         return rate
+
+    def all_runs(self) -> list[tuple[Job, Ran]]:
+        """Every run that was measured, with its job; the last long one comes last."""
+        runs = ((self._usual, self.usual_runs), (self._short, self.short_runs), (self.long, self.long_runs))
+        return [(job, ran) for job, made in runs if job is not None for ran in made]
 
     def note(self, rates: Sequence[float]) -> str:
         """The seconds of a run that are not work at the steady rate."""
@@ -269,13 +274,35 @@ def _targets(
 
 
 def _checks(subjects: Sequence[Subject]) -> list[str]:
-    """Everybody's features against those of featlib in fp32."""
-    reference = next(s for s in subjects if s.name == "featlib fp32").long_runs[-1].rows
+    """Everybody's features, in every run, against those of featlib's last long one in fp32."""
+    first = next(s for s in subjects if s.name == "featlib fp32")
+    reference = first.long_runs[-1].rows
+    _check_all_there(reference, first.long)
     checks = []
     for subject in subjects:
         bound = BF16_BOUND if subject.name.endswith("bf16") else FP32_BOUND
-        for ran in subject.long_runs:
-            line = check_equal(ran.rows, reference.of(ran.rows.media_ids), f"{subject.name} and featlib fp32", bound)
-        if subject.name != "featlib fp32":
+        for job, ran in subject.all_runs():
+            wanted = reference.of(frozenset(name for name, _ in job.clips))
+            line = check_equal(ran.rows, wanted, f"{subject.name} and featlib fp32", bound)
+        if subject is not first:
             checks.append(line)
     return checks
+
+
+def _check_all_there(rows: Rows, job: Job) -> None:
+    """Every clip of the job gave rows, and a clip that is in the list several times gave the same ones each time.
+
+    Raises:
+        UnequalError: One did not.
+    """
+    by_path: dict[str, list[str]] = {}
+    for name, path in job.clips:
+        by_path.setdefault(path, []).append(name)
+    for path, (name, *copies) in by_path.items():
+        once = rows.of(frozenset([name]))
+        if not len(once):
+            raise UnequalError(f"featlib gave no row of {Path(path).name}")
+        for copy in copies:
+            again = rows.of(frozenset([copy]))
+            renamed = Rows(tuple((name, i) for _, i in again.keys), again.features)
+            check_equal(renamed, once, f"{Path(path).name} once and again")

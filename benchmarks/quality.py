@@ -31,7 +31,11 @@ def bf16_classes(setting: Setting) -> Outcome:
         why = "no bf16 in this processor" if weights.is_file() else f"no {FILE} in FEATLIB_TEST_WEIGHTS"
         return Outcome((Figure(TITLE, "same top-1", "share", (), why),))
     output = setting.scratch / "quality"
-    run(FEATLIB, Job("", repeated(choose(setting.clips), 1), str(output), models=_models(weights)), reads_rows=False)
+    job = Job("", repeated(choose(setting.clips), 1), str(output), models=_models(weights), settings={"compile": "on"})
+    cache = Path(setting.options.get("cache") or setting.scratch / "cache")
+    forward = run(FEATLIB, job, reads_rows=False, cache=cache).told["forward"]
+    if any(not line.split(": ")[1].startswith("compiled") for line in forward):
+        raise RuntimeError(f"{TITLE}: not the arithmetic that the rates are of: {'; '.join(forward)}")
     fp32, bf16 = (read_rows(_partition(output, p)) for p in ("fp32", "bf16"))
     if fp32.keys != bf16.keys:
         raise UnequalError(f"{TITLE}: fp32 and bf16 are of other frames")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from benchmarks.figures import Figure, Outcome, Target
@@ -22,14 +23,24 @@ def text(outcomes: Sequence[Outcome]) -> str:
 
 
 def ratios(figures: Sequence[Figure]) -> list[float]:
-    """Of each figure to the best of its workload: 1 is the best, less is worse; the limit of a rate may exceed 1."""
-    best: dict[str, float] = {}
+    """Of each figure to the best of its workload in the same unit: 1 is the best, less is worse.
+
+    The limit of a rate may exceed 1. Parts of a sum, and what is alone, are not compared.
+    """
+    best: dict[tuple[str, str], float] = {}
+    subjects = Counter((f.workload, f.unit) for f in figures if f.rounds and not f.is_part)
     for figure in figures:
-        if figure.rounds and not figure.subject.startswith(_LIMIT):
-            known = best.get(figure.workload)
+        if figure.rounds and not figure.is_part and not figure.subject.startswith(_LIMIT):
+            key = figure.workload, figure.unit
+            known = best.get(key)
             better = known is None or (figure.value < known if _is_time(figure) else figure.value > known)
-            best[figure.workload] = figure.value if better else known or figure.value
-    return [_ratio(figure, best.get(figure.workload, math.nan)) for figure in figures]
+            best[key] = figure.value if better else known or figure.value
+    return [
+        math.nan
+        if figure.is_part or subjects[figure.workload, figure.unit] < 2
+        else _ratio(figure, best.get((figure.workload, figure.unit), math.nan))
+        for figure in figures
+    ]
 
 
 def _ratio(figure: Figure, best: float) -> float:
@@ -46,7 +57,8 @@ def _is_time(figure: Figure) -> bool:
 def _figure_rows(figures: Sequence[Figure]) -> Iterable[Sequence[str]]:
     for figure, ratio in zip(figures, ratios(figures), strict=True):
         rounds = " ".join(number(value) for value in figure.rounds)
-        yield (figure.workload, figure.subject, number(figure.value), figure.unit, number(ratio), rounds, figure.note)
+        to_best = "" if math.isnan(ratio) and figure.rounds else number(ratio)
+        yield figure.workload, figure.subject, number(figure.value), figure.unit, to_best, rounds, figure.note
 
 
 def _target_row(target: Target) -> Sequence[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.ledger import Rows, has_changed
-from featlib.plan import Plan, PlanItems, Unit, digest, shard_rows, units_of_shard, videos_in_unit
+from featlib.plan import Plan, PlanItems, Unit, digest, shard_rows, units_of_shard
 from featlib.shards.staging import Piece, StagedItem, piece_keys, read_shards, staged_items
 from featlib.storage import Store, StoreOptions
 
@@ -55,7 +55,9 @@ class Backlog:
                 found[item.media_id] = tuple(label for label, is_wanted in zip(mine, wanted, strict=True) if is_wanted)
         return found
 
-    def units(self, store: Store, keys: Keys, items: PlanItems, *, unit_items: int) -> Iterator[Unit]:
+    def units(
+        self, store: Store, keys: Keys, items: PlanItems, *, unit_items: int, unit_videos: int | None = None
+    ) -> Iterator[Unit]:
         """The units of the first pass; shards that have staged pieces come first.
 
         What is staged is read shard by shard, so a run that had staged much before it was killed costs no more.
@@ -67,19 +69,20 @@ class Backlog:
             mine = items.shard(shard)
             needs = self.needs_of(shard, mine)
             staged = staged_for(pieces, needs, self._fingerprints)
-            yield from self._shard_units(shard, mine, needs, _current(staged, store.options), unit_items)
+            todo, begun_items = self._begin(shard, mine, needs, _current(staged, store.options))
+            yield from units_of_shard(shard, mine, todo, begun_items, unit_items=unit_items, unit_videos=unit_videos)
 
-    def _shard_units(
-        self, shard: int, items: Sequence[PlanItem], needs: Needs, staged: Mapping[str, StagedItem], unit_items: int
-    ) -> Iterator[Unit]:
+    def _begin(
+        self, shard: int, items: Sequence[PlanItem], needs: Needs, staged: Mapping[str, StagedItem]
+    ) -> tuple[Needs, dict[str, tuple[int, str, tuple[int, ...]]]]:
+        """Opens what is still to do of a shard; gives its labels, and the segments of items begun, by media id."""
         todo = {m: labels for m, labels in needs.items() if m not in staged or not staged[m].complete}
-        begun = {m: (s.n, s.missing) for m, s in staged.items() if m in todo}
-        self._missing.update({(shard, m): set(missing) for m, (_, missing) in begun.items()})
+        begun = {m: (s.n, s.by, s.missing) for m, s in staged.items() if m in todo}
+        self._missing.update({(shard, m): set(missing) for m, (_, _, missing) in begun.items()})
         first = self._plan.rows_of(shard).start
         self._num_open[shard] = 0
         self._open(shard, (first + place for place, item in enumerate(items) if item.media_id in todo))
-        unit_videos = videos_in_unit(self.num_items)
-        yield from units_of_shard(shard, items, todo, begun, unit_items=unit_items, unit_videos=unit_videos)
+        return todo, begun
 
     def _open(self, shard: int, rows: Iterable[int]) -> None:
         new = [row for row in rows if not self._is_open[row]]

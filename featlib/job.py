@@ -66,6 +66,24 @@ def run_job(config: ExtractConfig, shown: Reporter, on_event: Event, decode: str
     ray = RayStart(config, models, store)
     if not store.list(keys.plan):  # nothing was ever planned, so there is work; else there may be none
         ray.begin()
+    try:
+        return _claimed(config, shown, on_event, decode, store, models, ray)
+    except Exception:
+        ray.wait()
+        raise
+
+
+def _claimed(
+    config: ExtractConfig,
+    shown: Reporter,
+    on_event: Event,
+    decode: str,
+    store: Store,
+    models: "tuple[ResolvedModel, ...]",
+    ray: RayStart,
+) -> Summary:
+    """The job as the only driver of its dataset."""
+    keys, options = Keys(config.dataset), store.options
     with Claim(store, keys) as claim:
         shown.stage("reading the manifest")
         claim.settle()

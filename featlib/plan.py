@@ -8,7 +8,7 @@ A million items cost about 40 MB here: ids are held as 16-byte digests, and item
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -102,6 +102,7 @@ class Unit:
     items: tuple[UnitItem, ...]
     k: int = 0
     n: int = 0
+    by: str = ""
 
 
 UNITS = pa.schema(
@@ -111,6 +112,7 @@ UNITS = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("k", pa.int32(), nullable=False),
         pa.field("n", pa.int32(), nullable=False),
+        pa.field("by", pa.string(), nullable=False),
         pa.field(
             "items",
             pa.list_(
@@ -314,7 +316,7 @@ def units_of_shard(
     shard: int,
     items: Sequence[PlanItem],
     needs: Mapping[str, tuple[str, ...]],
-    segments: Mapping[str, tuple[int, Sequence[int]]],
+    segments: Mapping[str, tuple[int, str, Sequence[int]]],
     *,
     unit_items: int,
     unit_videos: int | None = None,
@@ -323,7 +325,7 @@ def units_of_shard(
 
     Args:
         needs: By media id, the labels that an item still needs; items that are not named need nothing.
-        segments: By media id, ``(n, missing ks)`` of items of which some segments are staged.
+        segments: By media id, ``(n, by, missing ks)`` of items of which some segments are staged.
         unit_items: Most items in a unit.
         unit_videos: Most videos in a unit; None: as many.
     """
@@ -337,8 +339,8 @@ def units_of_shard(
             continue
         unit_item = UnitItem(item.media_id, item.uri, item.start_s, item.end_s)
         if item.media_id in segments:
-            n, missing = segments[item.media_id]
-            yield from (Unit(shard, wanted, (unit_item,), k, n) for k in missing)
+            n, by, missing = segments[item.media_id]
+            yield from (Unit(shard, wanted, (unit_item,), k, n, by) for k in missing)
             continue
         if waiting and (wanted != labels or cost >= 1 or len(waiting) >= unit_items):
             yield Unit(shard, labels, tuple(waiting))
@@ -381,7 +383,7 @@ def split_unit(unit: Unit) -> Iterator[Unit]:
     """The same work, one item a unit, one attempt later: after a unit was lost."""
     for item in unit.items:
         later = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt + 1)
-        yield Unit(unit.shard, unit.labels, (later,), unit.k, unit.n)
+        yield replace(unit, items=(later,))
 
 
 def units_table(units: Sequence[Unit], first_seq: int) -> pa.Table:
@@ -398,7 +400,7 @@ def units_table(units: Sequence[Unit], first_seq: int) -> pa.Table:
             pa.array(ends, pa.int32()), pa.StructArray.from_arrays(values, fields=fields)
         ),
     }
-    columns |= {name: [getattr(unit, name) for unit in units] for name in ("shard", "k", "n")}
+    columns |= {name: [getattr(unit, name) for unit in units] for name in ("shard", "k", "n", "by")}
     return pa.table([pa.array(columns[f.name], f.type) for f in UNITS], schema=UNITS)
 
 
@@ -409,6 +411,7 @@ def unit_row(unit: Unit) -> dict[str, Any]:
         "labels": list(unit.labels),
         "k": unit.k,
         "n": unit.n,
+        "by": unit.by,
         "items": [vars(item) for item in unit.items],
     }
 
@@ -416,4 +419,4 @@ def unit_row(unit: Unit) -> dict[str, Any]:
 def unit_from_row(row: Mapping[str, Any]) -> Unit:
     """The unit in one row of ``UNITS``."""
     items = tuple(UnitItem(**item) for item in row["items"])
-    return Unit(row["shard"], tuple(row["labels"]), items, row["k"], row["n"])
+    return Unit(row["shard"], tuple(row["labels"]), items, row["k"], row["n"], row["by"])

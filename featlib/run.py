@@ -20,7 +20,17 @@ from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.ledger import Ledger
-from featlib.plan import UNITS, PlanItems, Unit, UnitItem, items_in_unit, split_unit, unit_from_row, units_table
+from featlib.plan import (
+    UNITS,
+    PlanItems,
+    Unit,
+    UnitItem,
+    items_in_unit,
+    split_unit,
+    unit_from_row,
+    units_table,
+    videos_in_unit,
+)
 from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
@@ -114,7 +124,10 @@ class Run:
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
             units = _UnitsFile(Path(folder) / "units-0")
-            units.write(task.backlog.units(task.store, task.keys, task.items, unit_items=_unit_items(task)))
+            unit_items, unit_videos = _unit_items(task), _unit_videos(task)
+            units.write(
+                task.backlog.units(task.store, task.keys, task.items, unit_items=unit_items, unit_videos=unit_videos)
+            )
             ready = task.backlog.ready_shards()
             if ready:
                 self._shown.stage("publishing what was staged before")
@@ -233,7 +246,7 @@ class Run:
                 self._later.append(alone)
                 continue
             tried = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt - 1)
-            report = died_report(tried, unit.labels, Segment(unit.k, unit.n))
+            report = died_report(tried, unit.labels, Segment(unit.k, unit.n, unit.by))
             stage(
                 self._task.store,
                 self._task.keys,
@@ -262,6 +275,12 @@ def _unit_items(task: Task) -> int:
     pixels = sum(crop[0] * crop[1] for crop in crops if crop is not None)
     fit = task.config.unit_mb * _MB // (3 * pixels) if None not in crops else 0
     return task.config.unit_items or items_in_unit(task.backlog.num_items, fit)
+
+
+def _unit_videos(task: Task) -> int | None:
+    """Most videos in a unit of this job; networks of frames rather get several, which fill their batches."""
+    is_free = task.config.unit_items is None and all(m.input.kind == "clip" for m in task.models)
+    return videos_in_unit(task.backlog.num_items) if is_free else None
 
 
 def _flow(task: Task, run: str) -> "Flow":

@@ -358,10 +358,15 @@ class Segment:
 
     ``n == 0`` means that nobody has looked at the item yet: the decoder decides n from the memory budget and
     gives segment 0.
+
+    Args:
+        by: Which index counts the frames and finds the seams, ``tables`` of the container or ``packets``; empty where
+            that makes no difference. Segments fit together only when it is the same.
     """
 
     k: int = 0
     n: int = 0
+    by: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 _MB = 1 << 20
+_MOST_START_S = 60.0
+_one_at_a_time = threading.Lock()
 
 
 class RayStart:
@@ -37,11 +39,12 @@ class RayStart:
             threading.Thread(target=self._run, args=(self._pools,), name="featlib-ray", daemon=True).start()
 
     def _run(self, pools: "Future[Pools]") -> None:
-        from featlib.dataflow import is_connected
-
-        stood_before = is_connected()
         try:
-            pools.set_result(self._start())
+            from featlib.dataflow import is_connected
+
+            with _one_at_a_time:  # a job that was refused may have left its start under way
+                stood_before = is_connected()
+                pools.set_result(self._start())
         except BaseException as error:  # noqa: BLE001 - raised again where the pools are asked for
             pools.set_exception(error)
             return
@@ -61,6 +64,11 @@ class RayStart:
         if self._pools is None:
             raise RuntimeError("Ray was not begun")
         return self._pools.result(), time.monotonic() - started
+
+    def wait(self) -> None:
+        """Lets a start that is under way come to its end: a process that leaves in the middle of one may crash."""
+        if self._pools is not None:
+            wait([self._pools], _MOST_START_S)
 
     def _start(self) -> Pools:
         from featlib.dataflow import join_or_start

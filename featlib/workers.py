@@ -94,14 +94,15 @@ class DecodeWorker:
     def _take(self, unit: Unit, item: UnitItem, builder: UnitBuilder, later: list[Unit]) -> None:
         wants = tuple(self._wants[label] for label in unit.labels)
         media = MediaItem(item.media_id, item.uri, item.start_s, item.end_s)
-        decoded = self._process.decode(media, wants, Segment(unit.k, unit.n))
+        decoded = self._process.decode(media, wants, Segment(unit.k, unit.n, unit.by))
         if decoded.status == "failed" and decoded.retryable and item.attempt < MAX_ATTEMPTS:
             later.append(replace(unit, items=(replace(item, attempt=item.attempt + 1),)))
             return
         builder.add(_item_report(item, decoded, unit.labels), decoded)
         segment = decoded.segment
         if unit.n == 0 and segment.n > 1:
-            later.extend(Unit(unit.shard, unit.labels, (item,), k, segment.n) for k in range(1, segment.n))
+            ks = range(1, segment.n)
+            later.extend(Unit(unit.shard, unit.labels, (item,), k, segment.n, segment.by) for k in ks)
 
 
 def _item_report(item: UnitItem, decoded: Decoded, labels: Sequence[str]) -> ItemReport:

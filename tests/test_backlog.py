@@ -84,7 +84,7 @@ def test_labels_with_different_needs(store: Store) -> None:
     plan = _plan(store)
     backlog = Backlog(plan, _needs("xx....", "xxx..."), PRINTS)
     found = [(u.labels, [i.media_id for i in u.items]) for u in _units(store, plan, backlog)]
-    assert found == [(("a", "b"), ["v0"]), (("a", "b"), ["v1"]), (("b",), ["v2"])], "few videos: a unit each"
+    assert found == [(("a", "b"), ["v0", "v1"]), (("b",), ["v2"])]
 
 
 def test_pieces_count_for_what_each_item_needs(store: Store) -> None:

@@ -237,9 +237,9 @@ def test_a_unit_has_one_set_of_labels() -> None:
 
 def test_missing_segments_are_units_of_their_own() -> None:
     items = [_item(n, 0) for n in "abc"]
-    found = list(units_of_shard(0, items, dict.fromkeys("abc", ("m",)), {"b": (5, (1, 4))}, unit_items=64))
-    seen = {(tuple(i.media_id for i in u.items), u.k, u.n) for u in found}
-    assert seen == {(("a", "c"), 0, 0), (("b",), 1, 5), (("b",), 4, 5)}
+    found = list(units_of_shard(0, items, dict.fromkeys("abc", ("m",)), {"b": (5, "tables", (1, 4))}, unit_items=64))
+    seen = {(tuple(i.media_id for i in u.items), u.k, u.n, u.by) for u in found}
+    assert seen == {(("a", "c"), 0, 0, ""), (("b",), 1, 5, "tables"), (("b",), 4, 5, "tables")}
 
 
 def test_split_unit_gives_single_items_one_attempt_later() -> None:

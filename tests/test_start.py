@@ -67,3 +67,28 @@ def test_what_goes_wrong_is_raised_where_the_pools_are_asked_for(
     start.begin()
     with pytest.raises(ConfigError, match="cannot fit"):
         start.pools()
+
+
+def test_a_job_that_is_refused_waits_for_the_start(start: RayStart, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end, ended = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **rest: Any) -> Pools:
+        may_end.wait(10)
+        ended.set()
+        return _planned(*args, **rest)
+
+    monkeypatch.setattr("featlib.dataflow.join_or_start", slow)
+    start.wait()
+    start.begin()
+    threading.Timer(0.1, may_end.set).start()
+    start.wait()
+    assert ended.is_set()
+
+
+def test_a_broken_ray_is_told_of(start: RayStart, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise ImportError("no ray")
+
+    monkeypatch.setattr("featlib.dataflow.is_connected", broken)
+    with pytest.raises(ImportError, match="no ray"):
+        start.pools()

@@ -25,8 +25,11 @@ def decode(batch: Batch, job: Job) -> Batch:
 
 class Model:
     def __init__(self, name: str) -> None:
+        import torch
+
         from benchmarks.peers import plain
 
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray's own number is the CPUs of the actor: 1
         self._module = plain.network(name)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -42,7 +45,6 @@ def work(job: Job) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.time()
     videos = [{"media_id": name, "path": path} for name, path in job.clips]
-    actors = job.settings.get("actors") or max(1, len(os.sched_getaffinity(0)) - 1)
     (
         ray.data.from_items(videos, override_num_blocks=len(videos))
         .map_batches(decode, fn_kwargs={"job": job}, batch_size=1)
@@ -50,7 +52,7 @@ def work(job: Job) -> dict[str, Any]:
             Model,
             fn_constructor_args=(job.network,),
             batch_size=job.batch,
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
         .write_parquet(job.output)
     )

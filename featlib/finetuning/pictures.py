@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +197,7 @@ def _decode_item(
             file.keep(first, np.empty(0, np.int64))
             return LeftOut(item.media_id, item.uri, decoded.error_class or "", decoded.error_message or "")
         clips += _stored(decoded, want, file)
-        segment = Segment(decoded.segment.k + 1, decoded.segment.n)
+        segment = replace(decoded.segment, k=decoded.segment.k + 1)
     if not clips:
         file.keep(first, np.empty(0, np.int64))
         why = decoded.label_errors.get(want.label, ("no_frames", "the sampling takes no frame of it"))

@@ -33,6 +33,8 @@ FASTER = 1.03
 """Least ratio of the plain network's CPU time to the compiled one's that is worth keeping it."""
 
 _ROUNDS = 2
+_FAILED_S = 900.0
+"""For so long a failure of the compiler is believed without trying."""
 
 
 class NotCompiledError(FeatlibError):
@@ -88,11 +90,12 @@ def compiled(candidate: Candidate, kept: Kept | None = None) -> CompiledNetwork:
         key = _key(program, candidate)
         with kept.locked(key):
             found = kept.find(key)
-            if found is None:
-                return CompiledNetwork(_made(candidate, program, kept, key), candidate.example)
-            if found.path is None:
+            if found is not None and found.path is None and not (found.is_slow and not candidate.must_pay):
                 raise NotCompiledError(found.refused)
-            return CompiledNetwork(_loaded(found.path), candidate.example)
+            if found is not None and found.path is not None:
+                with suppress(NotCompiledError):  # of a machine whose libraries have changed since: it is made anew
+                    return CompiledNetwork(_loaded(found.path), candidate.example)
+            return CompiledNetwork(_made(candidate, program, kept, key), candidate.example)
     except (NotKeptError, OSError) as error:
         raise NotCompiledError(" ".join(str(error).split())[:300]) from error
 
@@ -135,12 +138,16 @@ def _made(
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed over it
     building.mkdir(mode=0o700)
     try:
-        with _compilers_folder(kept, building) as inductor:
-            package = _compiled_package(program, building, inductor, candidate.threads)
+        try:
+            with _compilers_folder(kept, building) as inductor:
+                package = _compiled_package(program, building, inductor, candidate.threads)
+        except NotCompiledError as error:  # whoever waits for the lock would try the same now
+            kept.refuse(key, str(error), for_s=_FAILED_S)
+            raise
         run = _loaded(package)
-        reason = _why_not(candidate, run)
+        reason, is_slow = _why_not(candidate, run)
         if reason:
-            kept.refuse(key, reason)
+            kept.refuse(key, reason, is_slow=is_slow)
             raise NotCompiledError(reason)
         kept.keep(key, package)
         return run
@@ -231,17 +238,22 @@ def _loaded(package: Path) -> Callable[[Tensor], Sequence[Tensor]]:
         raise NotCompiledError(f"what was compiled cannot be loaded ({_short(error)})") from error
 
 
-def _why_not(candidate: Candidate, run: Callable[[Tensor], Sequence[Tensor]]) -> str:
-    """Why machine code is not to be used; empty when it is right and worth it."""
+def _why_not(candidate: Candidate, run: Callable[[Tensor], Sequence[Tensor]]) -> tuple[str, bool]:
+    """Why machine code is not to be used, and whether only because it is slow; empty when it is right and worth it.
+
+    Raises:
+        NotCompiledError: It could not be tried; the next one may.
+    """
     try:
         with torch.inference_mode():
             figure, allowed = candidate.strays(run(candidate.example))
             if not figure <= allowed:
-                return f"compiled it strays by {figure:.1e} from the plain network, {allowed:.1e} is allowed"
+                return f"compiled it strays by {figure:.1e} from the plain network, {allowed:.1e} is allowed", False
             ratio = _cpu_s(candidate.plain) / _cpu_s(lambda: run(candidate.example))
-    except Exception as error:  # noqa: BLE001 - an operation that has no kernel may raise anything
-        return f"compiled it fails ({_short(error)})"
-    return "" if ratio >= FASTER or not candidate.must_pay else f"compiled it is no faster ({ratio:.2f} times as fast)"
+    except Exception as error:  # an operation that has no kernel may raise anything
+        raise NotCompiledError(f"compiled it fails ({_short(error)})") from error
+    is_slow = ratio < FASTER and candidate.must_pay
+    return f"compiled it is no faster ({ratio:.2f} times as fast)" * is_slow, is_slow
 
 
 def _cpu_s(forward: Callable[[], object]) -> float:

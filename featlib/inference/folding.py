@@ -49,7 +49,9 @@ class _Tracer(fx.Tracer):
 def _is_convolution(module: nn.Module) -> bool:
     """Whether a module computes what torch's convolution does; a subclass may do more."""
     kind = next((k for k in _CONVOLUTIONS if isinstance(module, k)), None)
-    return kind is not None and all(getattr(type(module), n) is getattr(kind, n) for n in ("forward", "_conv_forward"))
+    if kind is None or "weight" not in module._parameters:  # a parametrised weight is computed anew at each call
+        return False
+    return all(getattr(type(module), n) is getattr(kind, n) for n in ("forward", "_conv_forward"))
 
 
 def _traced(network: nn.Module) -> fx.GraphModule | None:

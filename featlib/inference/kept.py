@@ -7,12 +7,13 @@ user and that nobody else may write to, and only when its bytes have the SHA-256
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
@@ -41,10 +42,12 @@ class Found:
     Args:
         path: Its package; None when it is not to be compiled.
         refused: Why it is not.
+        is_slow: It is right, but no faster.
     """
 
     path: Path | None
     refused: str = ""
+    is_slow: bool = False
 
 
 def default_folder() -> Path:
@@ -72,7 +75,8 @@ class Kept:
             self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise NotKeptError(f"{self.folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME") from error
-        if not _is_mine(self.folder, stat.S_IFDIR) or not os.access(self.folder, os.W_OK):
+        is_safe = _is_mine(self.folder, stat.S_IFDIR) and all(map(_is_trusted, self.folder.resolve().parents))
+        if not is_safe or not os.access(self.folder, os.W_OK):
             raise NotKeptError(
                 f"{self.folder} is no folder of this user that others cannot write to; remove it or set XDG_CACHE_HOME"
             )
@@ -97,12 +101,14 @@ class Kept:
             if said["key"] != key:
                 return None
             if said["refused"]:
-                return Found(None, str(said["refused"]))
+                is_over = time.time() > float(said.get("until") or math.inf)
+                return None if is_over else Found(None, str(said["refused"]), bool(said.get("is_slow")))
             if not _is_mine(package, stat.S_IFREG) or _sha256(package) != said["sha256"]:
                 return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        os.utime(note)
+        with suppress(OSError):
+            os.utime(note)
         return Found(package)
 
     def keep(self, key: str, package: Path) -> Path:
@@ -111,12 +117,14 @@ class Kept:
         package.chmod(0o600)
         os.replace(package, kept)
         self._note(key, {"key": key, "sha256": sha256, "refused": ""})
-        self._make_room(key)
+        with suppress(OSError):  # others tidy up, too
+            self._make_room(key)
         return kept
 
-    def refuse(self, key: str, reason: str) -> None:
-        """Writes down that a network is not to be compiled, so that nobody tries again."""
-        self._note(key, {"key": key, "sha256": "", "refused": reason})
+    def refuse(self, key: str, reason: str, *, is_slow: bool = False, for_s: float = math.inf) -> None:
+        """Writes down that a network is not to be compiled, so that nobody tries again, or not within ``for_s``."""
+        until = None if math.isinf(for_s) else time.time() + for_s
+        self._note(key, {"key": key, "sha256": "", "refused": reason, "is_slow": is_slow, "until": until})
 
     def mark(self, name: str) -> None:
         """Notes that something was kept; of use for a guess what it costs to have it again, and never trusted."""
@@ -125,7 +133,7 @@ class Kept:
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / f"{key}{ending}"
 
-    def _note(self, key: str, said: dict[str, str]) -> None:
+    def _note(self, key: str, said: dict[str, object]) -> None:
         descriptor, temporary = mkstemp(dir=self.folder, suffix=".tmp")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(said, file)
@@ -156,6 +164,13 @@ def _is_mine(path: Path, kind: int) -> bool:
     except OSError:
         return False
     return stat.S_IFMT(found.st_mode) == kind and found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_MAY_WRITE
+
+
+def _is_trusted(folder: Path) -> bool:
+    """Whether only this user and root can put other things in the place of what lies in a folder."""
+    found = folder.stat()
+    is_shared = bool(found.st_mode & stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+    return found.st_uid in (0, os.geteuid()) and not is_shared
 
 
 def _sha256(path: Path) -> str:

@@ -92,9 +92,11 @@ def prepared(
         with suppress(NotKeptError, OSError):
             Kept().mark(_mark(model))
         return Prepared(made, "fp32")
-    except NotCompiledError as error:
-        _check_may_fall_back(model, str(error), is_trial=is_trial)
-        return Prepared(plain, model.precision, f"{model.label}: not compiled: {error}")
+    except Exception as error:  # noqa: BLE001 - a network's own code is traced and torch raises what it likes
+        reason = str(error) if isinstance(error, NotCompiledError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())[:300]
+        _check_may_fall_back(model, reason, is_trial=is_trial)
+        return Prepared(plain, model.precision, f"{model.label}: not compiled: {reason}")
 
 
 def is_probably_kept(model: ResolvedModel) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from featlib.errors import MediaError, TransientError
 from featlib.media.convert import upright_rgb
 from featlib.media.envelope import missing_bytes
-from featlib.media.frames import DecodeReport, decode_run
+from featlib.media.frames import DecodeReport, NoKeyframeError, decode_run
 from featlib.media.images import is_image, read_image
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.limits import Limits
@@ -88,7 +88,7 @@ def decode_item(
 
 def _failed(job: _Job, error: MediaError) -> Decoded:
     return Decoded(
-        Segment(job.segment.k, max(job.segment.n, 1)),
+        Segment(job.segment.k, max(job.segment.n, 1), job.segment.by),
         "failed",
         job.facts,
         error.error_class,
@@ -130,12 +130,16 @@ def _decode_image(job: _Job, source: Source) -> Decoded:
 
 
 def _decode_video(job: _Job, source: Source) -> Decoded:
+    given = job.segment
     with VideoReader(source, job.limits.max_pixels, job.progress) as reader:
-        if not _asks_for_keyframes(job.wants):  # tables do not flag all of them
+        if given.by != "packets" and not _asks_for_keyframes(job.wants):  # tables do not flag all of them
             try:
                 return _decode_by(job, reader, may_use_tables=True)
             except TablesDifferError:
                 reader.close()
+                if given.n > 1:  # the segments before it were counted by the tables
+                    raise MediaError("corrupt", "the container's tables are not those of its packets") from None
+                job.segment = given
         return _decode_by(job, reader, may_use_tables=False)
 
 
@@ -152,7 +156,12 @@ def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decod
     index = _index(job, reader, may_use_tables)
     picked, segment = _resolve(job, index)
     plan = read_plan(index, picked, job.wants, segment)
-    store, report = _read_frames(job, reader, index, plan)
+    try:
+        store, report = _read_frames(job, reader, index, plan)
+    except NoKeyframeError:
+        whole = replace(plan.whole, start_packet=0)
+        plan = replace(plan, whole=whole, runs=(whole,) * bool(plan.runs))
+        store, report = _read_frames(job, reader, index, plan)
     if plan.runs != (plan.whole,) and (report.message is not None or report.num_wanted < len(plan.wanted)):
         plan = replace(plan, runs=(plan.whole,))
         store, report = _read_frames(job, reader, index, plan)
@@ -199,14 +208,18 @@ def _read_index(job: _Job, reader: VideoReader, may_use_tables: bool) -> PacketI
 
 def _resolve(job: _Job, index: PacketIndex) -> tuple[Picked, Segment]:
     picked = pick_all(index, job.item, job.wants)
+    by = "tables" if index.is_from_tables else "packets"
     if job.segment.n:
+        if job.segment.by not in ("", by):
+            raise MediaError("corrupt", f"the file was cut by its {job.segment.by}, which cannot be read now")
         return picked, job.segment
     height, width = job.facts.height or 1, job.facts.width or 1
     frame_bytes = {}
     for key, spec in pixel_specs(job.wants).items():
         out_height, out_width = output_size(spec, height, width)
         frame_bytes[key] = out_height * out_width * 3
-    job.segment = Segment(0, num_segments(picked, job.wants, frame_bytes, job.limits.unit_bytes))
+    n = num_segments(picked, job.wants, frame_bytes, job.limits.unit_bytes)
+    job.segment = Segment(0, n, by if n > 1 else "")
     return picked, job.segment
 
 

@@ -50,6 +50,10 @@ class DecodeReport:
         return lost
 
 
+class NoKeyframeError(Exception):
+    """A run began at a packet that is said to be a keyframe and is none: its frames may look like anything."""
+
+
 def decode_run(
     reader: VideoReader, index: PacketIndex, run: Run, report: DecodeReport, is_wanted: Bools | None = None
 ) -> "Iterator[tuple[int, VideoFrame]]":
@@ -61,6 +65,7 @@ def decode_run(
     Raises:
         MediaError: As ``open_video``.
         TablesDifferError: The index is not that of the packets.
+        NoKeyframeError: The run begins in the middle of a group of pictures.
         FeatlibError: What the store raised.
     """
     packets = reader.packets_from(index, run.start_packet)
@@ -85,6 +90,9 @@ class _RunDecoder:
         self._report = report
         self._is_wanted = is_wanted
         self._is_unreferred_skipped = False
+        # Where the container alone says what a keyframe is, it may be wrong.
+        starts_late = run.start_packet > 0 and not index.is_counted
+        self._first_pts = int(index.packets.pts[run.start_packet]) if starts_late else NO_PTS
         self._floor_pts = NO_PTS  # frames shown before it refer to frames that were not decoded
         self._is_skipping = False
         self._num_counted = 0
@@ -156,6 +164,8 @@ class _RunDecoder:
             return
         for frame in frames:
             self._report.num_frames += 1
+            if frame.pts == self._first_pts and not frame.key_frame:
+                raise NoKeyframeError
             ordinal = self._ordinal(frame)
             if ordinal is None:
                 continue

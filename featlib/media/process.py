@@ -212,7 +212,7 @@ class DecodeProcess:
 
 
 def _failed(segment: Segment, error_class: MediaErrorClass, message: str) -> Decoded:
-    whole = Segment(segment.k, max(segment.n, 1))
+    whole = Segment(segment.k, max(segment.n, 1), segment.by)
     retryable = error_class != "internal_error"
     return Decoded(whole, "failed", MediaFacts(), error_class, " ".join(message.split()), retryable)
 

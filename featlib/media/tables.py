@@ -67,9 +67,13 @@ def _packets(codec: str, dts: Int64s, size: Int64s, is_key: np.ndarray, offset: 
 
 
 def is_packet(packets: Packets, position: int, packet: "Packet[VideoStream]") -> bool:
-    """Whether the packet that was read is the one that the index has at ``position``."""
+    """Whether the packet that was read is the one that the index has at ``position``.
+
+    A packet may be a keyframe that the tables do not flag. The other way round, decoding could not begin at it.
+    """
     return position < len(packets.pts) and bool(
-        packet.pts == packets.pts[position]
+        (packet.is_keyframe or not packets.is_key[position])
+        and packet.pts == packets.pts[position]
         and packet.dts == packets.dts[position]
         and packet.size == packets.size[position]
     )

@@ -8,7 +8,7 @@ so a publish that was cut anywhere can be repeated. Only the driver process call
 import hashlib
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,7 +230,8 @@ def publish_shard(
         counts: dict[str, int] = {}
         with TemporaryDirectory(prefix="featlib-") as folder:
             writer = _PartWriter(Path(folder), provenance[label].footer(), max_bytes)
-            replacements = _write_new_rows(store, pieces, job, label, staged, present, writer, counts)
+            cut = [key for key in present if key.rpartition("/")[2] not in committed.hashes]
+            replacements = _write_new_rows(store, pieces, job, label, staged, present, cut, writer, counts)
             files = writer.close()
             for key in _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes):
                 on_event("features_put", key)
@@ -258,13 +259,22 @@ def _write_new_rows(
     label: str,
     staged_items: Mapping[str, StagedItem],
     present: Sequence[str],
+    cut: Collection[str],
     writer: _PartWriter,
     counts: dict[str, int],
 ) -> dict[str, dict[str, pa.Table]]:
-    """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item."""
+    """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item.
+
+    Args:
+        cut: Objects that no outcomes mention: a publish was cut behind them. Their rows may be of media, or of
+            pieces, that have been replaced since, and give way to what is staged now.
+    """
     visible = _visible_keys(store, present)
+    kept = {row: key for row, key in visible.items() if key not in cut}
+    of_cut = {row: key for row, key in visible.items() if key in cut}
     moved = job.replaced & staged_items.keys()
     homes = {media_id: keys_ for media_id, keys_ in _homes(visible).items() if media_id in moved}
+    homes |= {m: keys_ for m, keys_ in _homes(of_cut).items() if m in staged_items and m not in moved}
     replacements: dict[str, dict[str, pa.Table]] = {key: {} for keys_ in homes.values() for key in keys_}
     joined = _Joined(writer)
     for item in job.items:
@@ -281,11 +291,11 @@ def _write_new_rows(
         counts[item.media_id] = rows.num_rows
         if item.media_id in homes:
             first, *others = homes[item.media_id]
-            replacements[first][item.media_id] = rows
+            replacements[first][item.media_id] = rows if item.media_id in moved else _without(rows, kept)
             for key in others:
                 replacements[key][item.media_id] = rows.slice(0, 0)
         else:
-            writer.write(_without(rows, visible), spans[0].bytes_a_row)
+            writer.write(_without(rows, kept), spans[0].bytes_a_row)
     joined.flush()
     return replacements
 

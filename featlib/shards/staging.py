@@ -25,7 +25,7 @@ PIECE = FEATURES.insert(0, pa.field("model", pa.string(), nullable=False))
 _SUFFIX = ".piece"
 _READERS = 16
 _PIECES_AT_ONCE = 256
-_NO_SOURCE = (None, None)
+_NO_SOURCE: tuple[int | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def read_piece(store: Store, key: str) -> pa.Table | None:
 
 @dataclass(frozen=True)
 class StagedItem:
-    """The pieces of one item that belong together: the same number of segments, the same source.
+    """The pieces of one item that belong together: the same number of segments, cut alike, of the same source.
 
     Args:
         pieces: Key of the piece and the report in it, by k.
@@ -181,6 +181,11 @@ class StagedItem:
 
     n: int
     pieces: Mapping[int, tuple[str, ItemReport]]
+
+    @property
+    def by(self) -> str:
+        """Which index its segments were cut by."""
+        return next(iter(self.pieces.values()))[1].segment.by
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -199,41 +204,42 @@ def staged_items(pieces: Iterable[Piece], wanted: Mapping[str, str]) -> dict[str
     """By media id, what is staged of each item for all models in ``wanted`` (label to fingerprint).
 
     A piece counts only when it was made with every wanted fingerprint. Of several sets (the source changed, or the
-    number of segments did) a complete one wins over an incomplete one of the same source, and the newest source wins.
+    segments did) a complete one wins over an incomplete one of the same source, and the newest source wins.
     A segment whose worker died never learned its source; it completes the set that its neighbours began.
     """
-    groups: dict[str, dict[tuple[object, ...], dict[int, tuple[str, ItemReport]]]] = {}
+    groups: dict[str, dict[_Set, dict[int, tuple[str, ItemReport]]]] = {}
     for piece in sorted(pieces, key=lambda p: p.key):
         if any(piece.fingerprints.get(label) != print_ for label, print_ in wanted.items()):
             continue
         for report in piece.reports:
             if all(label in report.models for label in wanted):
-                group = groups.setdefault(report.media_id, {}).setdefault((report.segment.n, report.source), {})
+                cut = report.segment.n, report.segment.by
+                group = groups.setdefault(report.media_id, {}).setdefault((cut, report.source), {})
                 group.setdefault(report.segment.k, (piece.key, report))
     return {media_id: _newest(_adopted(sets)) for media_id, sets in groups.items()}
 
 
 _Pieces = Mapping[int, tuple[str, ItemReport]]
+_Set = tuple[tuple[int, str], tuple[int | None, str | None]]
+"""How an item was cut (into how many segments, by which index), and its source."""
 
 
-def _adopted(sets: Mapping[tuple[object, ...], _Pieces]) -> dict[tuple[object, ...], _Pieces]:
-    """The sets, with the segments of unknown source as part of every set that has the same number of segments.
+def _adopted(sets: Mapping[_Set, _Pieces]) -> dict[_Set, _Pieces]:
+    """The sets, with the segments of unknown source as part of every set that was cut alike.
 
     Of an item that is whole in one piece there is nothing to complete: the newer report stands.
     """
-    orphans = {n: pieces for (n, source), pieces in sets.items() if source == _NO_SOURCE}
+    orphans = {cut: pieces for (cut, source), pieces in sets.items() if source == _NO_SOURCE}
     known = {group: pieces for group, pieces in sets.items() if group[1] != _NO_SOURCE}
-    counts = {n for n, _ in known}
-    adopted: dict[tuple[object, ...], _Pieces] = {
-        (n, _NO_SOURCE): pieces for n, pieces in orphans.items() if n not in counts or n == 1
-    }
-    for (n, source), pieces in known.items():
-        adopted[n, source] = pieces if n == 1 else {**orphans.get(n, {}), **pieces}
+    cuts = {cut for cut, _ in known}
+    adopted = {(cut, _NO_SOURCE): pieces for cut, pieces in orphans.items() if cut not in cuts or cut[0] == 1}
+    for (cut, source), pieces in known.items():
+        adopted[cut, source] = pieces if cut[0] == 1 else {**orphans.get(cut, {}), **pieces}
     return adopted
 
 
-def _newest(sets: Mapping[tuple[object, ...], Mapping[int, tuple[str, ItemReport]]]) -> StagedItem:
-    def rank(entry: tuple[tuple[object, ...], Mapping[int, tuple[str, ItemReport]]]) -> tuple[float, bool, int]:
+def _newest(sets: Mapping[_Set, _Pieces]) -> StagedItem:
+    def rank(entry: tuple[_Set, _Pieces]) -> tuple[float, bool, int]:
         (_, source), pieces = entry
         newest = max(r.created for group in sets.values() for _, r in group.values() if r.source == source)
         item = StagedItem(next(iter(pieces.values()))[1].segment.n, pieces)

@@ -10,8 +10,19 @@ from types import TracebackType
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["slow_down", "internal_error", "reset", "truncate", "lost_reply", "stall"]
+Fault = Literal[
+    "slow_down",
+    "internal_error",
+    "reset",
+    "truncate",
+    "lost_reply",
+    "stall",
+    "short_stall",
+    "flip_request",
+    "flip_answer",
+]
 FAULTS: tuple[Fault, ...] = ("slow_down", "internal_error", "reset", "truncate", "lost_reply")
+SHORT_STALL_S = 2.0
 _ANSWERS = {"slow_down": (503, "SlowDown"), "internal_error": (500, "InternalError")}
 
 
@@ -19,6 +30,8 @@ class FaultProxy:
     """Passes requests on, except those for which ``script`` names a fault.
 
     ``lost_reply``: the store does the work, the client never hears of it. ``stall``: no answer until the proxy stops.
+    ``short_stall``: no answer for a while, then a reset. ``flip_request``, ``flip_answer``: one bit in the middle of
+    the body is another, where there is a body.
 
     Args:
         upstream: URL of the store.
@@ -60,9 +73,9 @@ class FaultProxy:
                 fault = proxy._script(self.command, self.path)
                 proxy.requests.append((self.command, self.path, fault))
                 body = _read_body(self)
-                if fault == "stall":
-                    proxy._stopped.wait()
-                if fault in ("reset", "stall"):
+                if fault in ("stall", "short_stall"):
+                    proxy._stopped.wait(None if fault == "stall" else SHORT_STALL_S)
+                if fault in ("reset", "stall", "short_stall"):
                     _reset(self.connection)
                 elif fault in _ANSWERS:
                     _refuse(self, *_ANSWERS[fault])
@@ -82,9 +95,11 @@ class FaultProxy:
         for name, value in handler.headers.items():  # Host too: it is signed
             if name.lower() not in ("connection", "transfer-encoding", "expect"):
                 connection.putheader(name, value)
-        connection.endheaders(body)
+        connection.endheaders(_flipped(body) if fault == "flip_request" else body)
         answer = connection.getresponse()
         data = answer.read()
+        if fault == "flip_answer":
+            data = _flipped(data)
         connection.close()
         if fault == "lost_reply":
             _reset(handler.connection)
@@ -96,6 +111,12 @@ class FaultProxy:
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.wfile.write(data[: len(data) // 2] if fault == "truncate" else data)
+
+
+def _flipped(data: bytes) -> bytes:
+    """One bit in the middle is another."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :] if data else data
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes:
