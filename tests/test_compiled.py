@@ -117,6 +117,15 @@ def test_a_convolution_that_only_has_more_methods_is_folded_into_and_one_that_co
         torch.testing.assert_close(module(X)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_weight_that_is_computed_is_left_alone() -> None:
+    network = small()
+    nn.utils.parametrizations.weight_norm(network.first)
+    module = cut(network, ["logits"], "fc").eval()
+    expected = module(X)[0]
+    assert fold_batch_norm(module) == 1
+    torch.testing.assert_close(module(X)[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def candidate(strays: float = 0.0, **settings: bool) -> Candidate:
     network = cut(small(), ["penultimate"], "fc").eval()
     expected = network(X)[0]

@@ -35,6 +35,25 @@ def test_a_refusal_is_found_too(kept: Kept) -> None:
     assert kept.find("k") == Found(None, "no faster")
 
 
+def test_a_refusal_may_be_for_slowness_or_for_a_while(kept: Kept) -> None:
+    kept.refuse("slow", "no faster", is_slow=True)
+    assert kept.find("slow") == Found(None, "no faster", is_slow=True)
+    kept.refuse("now", "no compiler", for_s=3600)
+    assert kept.find("now") == Found(None, "no compiler")
+    kept.refuse("then", "no compiler", for_s=-1)
+    assert kept.find("then") is None
+
+
+def test_a_folder_in_one_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    parent = tmp_path / "shared"
+    parent.mkdir()
+    parent.chmod(0o777)
+    with pytest.raises(NotKeptError, match="others cannot write to"):
+        Kept(parent / "featlib" / "compiled")
+    parent.chmod(0o1777)
+    assert Kept(parent / "featlib" / "compiled").find("k") is None
+
+
 def test_other_bytes_than_were_kept_are_not_trusted(kept: Kept) -> None:
     path = kept.keep("k", package(kept))
     path.write_bytes(b"machine cod3")

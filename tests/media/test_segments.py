@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featlib.media import decode_item
 from featlib.media.limits import Limits
-from featlib.spec import Decoded, PixelSpec, Segment
+from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
+from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, clips, decode, want
 from tests.media.make import decoded
 
@@ -103,3 +105,23 @@ def test_a_segment_without_frames_of_a_sparse_model_is_empty_and_ok(videos: dict
     result = decode(videos["plain"], want("uniform:1"), k=0, n=4)
     assert (result.status, result.clips, result.frames) == ("ok", {"m": ()}, {})
     assert result.facts.frames_decoded == 0  # nobody needs to look
+
+
+def test_segments_say_by_what_they_were_cut(videos: dict[str, Path]) -> None:
+    """Tables flag fewer keyframes than packets do, so seams may lie elsewhere."""
+    limits = Limits(unit_bytes=10 * 160 * 96 * 3)
+    assert decode(videos["plain"], n=0, limits=limits).segment.by == "tables"
+    assert decode(videos["mkv"], n=0, limits=limits).segment.by == "packets"
+    with_keyframes = decode(videos["plain"], want("keyframes", label="k"), want("all"), n=0, limits=limits)
+    assert with_keyframes.segment.by == "packets"
+    assert decode(videos["plain"], n=0).segment == Segment(0, 1)
+
+
+def test_a_segment_is_cut_as_those_before_it_were(videos: dict[str, Path]) -> None:
+    item = MediaItem("id", str(videos["plain"]))
+    for by, status in (("tables", "ok"), ("packets", "ok"), ("", "ok")):
+        part = decode_item(item, (want("all"),), Segment(1, 4, by), store_options=StoreOptions(), limits=Limits())
+        assert (part.status, part.segment) == (status, Segment(1, 4, by))
+    mkv = MediaItem("id", str(videos["mkv"]))
+    part = decode_item(mkv, (want("all"),), Segment(1, 4, "tables"), store_options=StoreOptions(), limits=Limits())
+    assert (part.status, part.error_class, part.segment) == ("failed", "corrupt", Segment(1, 4, "tables"))

@@ -1,20 +1,22 @@
 """Where few frames are wanted, little is decoded and read, and what is wanted stays the same to the bit."""
 
 import io
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from featlib.media import Limits, decode_item, frames, reading
 from featlib.media import decode as decode_module
-from featlib.media import frames, reading
 from featlib.media.bitstream import can_skip_unreferred
 from featlib.media.boxes import sample_table
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.reading import VideoReader
 from featlib.media.source import Source
-from featlib.storage import RangeFile
+from featlib.spec import MediaItem, Segment
+from featlib.storage import RangeFile, StoreOptions
 from featlib.storage.ahead import AnnouncedReads
 from tests.media.conftest import WHOLE, decode, want
 from tests.media.make import damaged, packets, write_video
@@ -92,7 +94,40 @@ def test_tables_with_impossible_counts_are_refused(videos: dict[str, Path]) -> N
             broken = bytearray(data)
             broken[start : start + 4] = value.to_bytes(4, "big")
             table = sample_table(Source(io.BytesIO(bytes(broken)), len(broken), None), 1)
-            assert table is None or len(table.offsets) == 40
+            # What is no box that the table is made of may say anything.
+            assert table is None or (len(table.offsets), len(table.durations)) == (40, 40)
+            if table is not None and box in (b"stts", b"ctts") and start > at:
+                assert int(table.durations.min()) >= 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "b_frames", "open_gop_mp4", "mpeg4", "hevc"])
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_movie_that_calls_every_frame_a_keyframe_gives_the_same_frames(
+    tmp_path: Path, videos: dict[str, Path], kind: str, n: int
+) -> None:
+    """No table of sync samples means that all are, and some writers leave it out."""
+    data = videos[kind].read_bytes()
+    path = tmp_path / "all-keys.mp4"
+    path.write_bytes(data.replace(b"stss", b"free"))
+    whole = decode(videos[kind])
+    starts = [clip.start_s for clip in whole.clips["m"]]
+    for sampling in ("all", "every:7", "uniform:2"):
+        segment, ordinals = Segment(0, n if n == 1 else 0), []
+        limits = Limits() if n == 1 else Limits(unit_bytes=whole.frames[WHOLE.key].nbytes // n)
+        while True:
+            item = MediaItem("id", str(path))
+            part = decode_item(item, (want(sampling),), segment, store_options=StoreOptions(), limits=limits)
+            assert part.status == "ok", part.error_message
+            mine = [starts.index(clip.start_s) for clip in part.clips["m"]]
+            rows = [clip.frame_idx[0] for clip in part.clips["m"]]
+            if rows:
+                assert np.array_equal(part.frames[WHOLE.key][rows], whole.frames[WHOLE.key][mine])
+            ordinals += mine
+            if part.segment.k + 1 >= part.segment.n:
+                break
+            segment = replace(part.segment, k=part.segment.k + 1)
+        wanted = decode(videos[kind], want(sampling)).clips["m"]
+        assert ordinals == [starts.index(clip.start_s) for clip in wanted]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -220,3 +220,32 @@ def test_a_staged_retry_survives_until_it_is_published(tmp_path: Path) -> None:
 def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut here is a process, not the power."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def test_rows_of_a_cut_publish_give_way_to_those_of_a_file_that_was_replaced_meanwhile(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    _first(store)
+    with pytest.raises(CrashError, match="outcomes"):
+        publish(CrashingStore(str(tmp_path), at=1, after=False))
+    assert visible(store)["a"] == expected("a", _whole()), "old rows are visible, and nobody committed them"
+    store.delete([info.key for info in store.list(KEYS.stage)])
+    new = [Item("v2", (0, 1), etag="e1", created=2.0)]
+    staged(store, "s-0", [i for i in _whole() if i.media_id != "v2"] + new)
+    publish(store)
+    assert visible(store)["a"] == expected("a", _all_but_v2() + new)
+    check_hashes(store, "a")
+
+
+def test_of_a_cut_retry_only_its_own_object_is_written_again(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    _retry(store)
+    first = store.get(f"{KEYS.features('a')}/part-00000.parquet")
+    with pytest.raises(CrashError, match="outcomes"):
+        publish(CrashingStore(str(tmp_path), at=1, after=False), retry_failed=True)
+    store.delete([info.key for info in store.list(KEYS.stage)])
+    new = [Item("v1", (0,), created=3.0), Item("v4", (5, 6), created=3.0)]
+    staged(store, "t-0", new)
+    publish(store, retry_failed=True)
+    assert visible(store)["a"] == expected("a", [_whole()[0], new[0], *_whole()[2:4], new[1], _whole()[5]])
+    assert store.get(f"{KEYS.features('a')}/part-00000.parquet") == first
+    check_hashes(store, "a")
