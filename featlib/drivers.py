@@ -97,7 +97,7 @@ class Claim:
         self._stop.set()
         self._thread.join(timeout=2 * BEAT_S)
         try:
-            self._store.delete([self._key("claim"), self._key("alive")])
+            self._remove(self.id)
         except TransientError:
             if error is None:
                 raise
@@ -171,7 +171,12 @@ class Claim:
             return b""
 
     def _bury(self, driver: str) -> None:
-        self._store.delete([self._key("claim", driver), self._key("alive", driver)])
+        self._remove(driver)
+
+    def _remove(self, driver: str) -> None:
+        """The claim goes last: where this is cut, somebody still sees that there is something to remove."""
+        self._store.delete([self._key("alive", driver)])
+        self._store.delete([self._key("claim", driver)])
 
     def _other(self, driver: str) -> StoppedError:
         try:

@@ -1,0 +1,244 @@
+"""Files that nobody should send: broken, lying, endless or built to make a decoder open something else.
+
+``corpus`` writes them all, each under a name that says what it is; a ``mutant`` is a sound file with bytes changed by a
+seed.
+"""
+
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from random import Random
+
+import av
+import numpy as np
+from PIL import Image
+
+from tests.media.make import write_audio, write_video
+
+CUTS = (1, 10, 50, 90, 99)
+_ENDINGS = ("mp4", "mov", "mkv", "avi", "ts", "webm", "mpg", "flv", "gif", "png", "jpg", "webp")
+
+
+def sound(folder: Path) -> dict[str, Path]:
+    """A small sound file of each container, by ending."""
+    folder.mkdir(parents=True, exist_ok=True)
+    closed = {"x264-params": "scenecut=0:open-gop=0"}
+    front = {"movflags": "faststart"}
+    found = {
+        "mp4": write_video(folder / "sound.mp4", options=closed, container_options=front),
+        "mov": write_video(folder / "sound.mov", options=closed, b_frames=2),
+        "mkv": write_video(folder / "sound.mkv", options=closed, b_frames=2),
+        "avi": write_video(folder / "sound.avi", codec="mpeg4"),
+        "ts": write_video(folder / "sound.ts", options=closed, b_frames=2),
+        "webm": write_video(folder / "sound.webm", codec="libvpx", options={"cpu-used": "8", "deadline": "realtime"}),
+        "mpg": write_video(folder / "sound.mpg", codec="mpeg2video", rate=Fraction(25)),
+        "flv": write_video(folder / "sound.flv", options=closed),
+        "gif": folder / "sound.gif",
+        "png": folder / "sound.png",
+        "jpg": folder / "sound.jpg",
+        "webp": folder / "sound.webp",
+    }
+    noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    for ending in ("gif", "png", "jpg", "webp"):
+        Image.fromarray(noise).save(found[ending])
+    assert tuple(found) == _ENDINGS
+    return found
+
+
+def corpus(folder: Path, canary: Path, honeypot: str) -> list[Path]:
+    """All of them.
+
+    Args:
+        canary: A local file that nobody may open on behalf of one of these.
+        honeypot: URL of a listener that nobody may ask.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sound(folder.parent / "sound")
+    made = [*_cut(folder, files), *_flipped(folder, files), *_misnamed(folder, files), *_lying(folder, files)]
+    made += [*_shapes(folder), *_not_media(folder), *_pointing(folder, canary, honeypot), *_not_files(folder, canary)]
+    return sorted(made)
+
+
+def _cut(folder: Path, files: dict[str, Path]) -> Iterator[Path]:
+    for ending, path in files.items():
+        data = path.read_bytes()
+        for percent in CUTS:
+            yield _written(folder / f"cut-{percent:02d}.{ending}", data[: len(data) * percent // 100])
+
+
+def _flipped(folder: Path, files: dict[str, Path]) -> Iterator[Path]:
+    for ending, path in files.items():
+        yield _written(folder / f"flipped-bits.{ending}", mutant(path.read_bytes(), 1))
+
+
+def _misnamed(folder: Path, files: dict[str, Path]) -> Iterator[Path]:
+    """Under the name of another kind; some of these are readable, and then they are read as what they are."""
+    yield _written(folder / "video-named.jpg", files["mp4"].read_bytes())
+    yield _written(folder / "picture-named.mp4", files["jpg"].read_bytes())
+    yield _written(folder / "matroska-named.avi", files["mkv"].read_bytes())
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(files["mp4"], "inside.mp4")
+    yield _written(folder / "zip-named.mp4", packed.getvalue())
+
+
+def _lying(folder: Path, files: dict[str, Path]) -> Iterator[Path]:
+    """Headers that promise what does not follow."""
+    movie = files["mp4"].read_bytes()
+    for name, wrong in (("zero", 0), ("billion", 10**9), ("most", 2**32 - 1)):
+        yield _written(folder / f"mp4-counts-{name}-samples.mp4", _with_count(movie, b"stsz", 8, wrong))
+        yield _written(folder / f"mp4-counts-{name}-chunks.mp4", _with_count(movie, b"stco", 4, wrong))
+    at = movie.index(b"mdat")
+    yield _written(folder / "mp4-without-mdat.mp4", movie[: at - 4])
+    yield _written(folder / "mp4-zeros-in-mdat.mp4", movie[: at + 4] + bytes(len(movie) - at - 4))
+    yield _written(folder / "mp4-box-of-size-zero.mp4", struct.pack(">I4s", 0, b"ftyp") + movie[8:])
+    yield _written(folder / "mp4-box-of-size-one.mp4", struct.pack(">I4sQ", 1, b"ftyp", 2**63) + movie[8:])
+    nested = b"".join(struct.pack(">I4s", 8 * (2000 - i), b"moov") for i in range(2000))
+    yield _written(folder / "mp4-boxes-2000-deep.mp4", movie[:32] + nested)
+    photo = bytearray(files["png"].read_bytes())
+    photo[16:24] = struct.pack(">II", 100_000, 100_000)
+    yield _written(folder / "png-claims-100000.png", bytes(photo))
+    yield _written(
+        folder / "gif-claims-65535.gif", _patched(files["gif"].read_bytes(), 6, struct.pack("<HH", 65535, 65535))
+    )
+    frames = bytearray(files["avi"].read_bytes())
+    at = bytes(frames).index(b"avih") + 8 + 16
+    frames[at : at + 4] = struct.pack("<I", 2**31)
+    yield _written(folder / "avi-claims-2e9-frames.avi", bytes(frames))
+
+
+def _shapes(folder: Path) -> Iterator[Path]:
+    """Sound but extreme."""
+    yield write_video(folder / "one-frame.mp4", frames=1)
+    yield write_video(folder / "tiny-2x2.mp4", size=(2, 2), codec="mpeg4")
+    Image.new("RGB", (1, 1)).save(folder / "tiny-1x1.png")
+    yield folder / "tiny-1x1.png"
+    Image.new("1", (16_000, 16_000)).save(folder / "bomb-16000x16000.png")
+    yield folder / "bomb-16000x16000.png"
+    Image.new("L", (12_000, 12_000)).save(folder / "bomb-12000x12000.jpg", quality=10)
+    yield folder / "bomb-12000x12000.jpg"
+    Image.new("RGB", (1, 20_000)).save(folder / "thin-1x20000.png")
+    yield folder / "thin-1x20000.png"
+    yield _written(folder / "gif-of-3000-frames.gif", _many_frames(3000))
+    yield write_video(folder / "4096x4096.mp4", size=(4096, 4096), frames=3, codec="mpeg4")
+    yield write_video(
+        folder / "one-group-of-100000.mp4", size=(32, 32), frames=100_000, gop=1_000_000, codec="mpeg4",
+        options={"sc_threshold": "1000000000"},
+    )  # fmt: skip
+    yield write_audio(folder / "sound-only.mp4")
+    with av.open(str(folder / "no-frames.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.start_encoding()
+    yield folder / "no-frames.mp4"
+
+
+def _many_frames(count: int) -> bytes:
+    frames = [Image.new("P", (8, 8), i % 256) for i in range(count)]
+    made = io.BytesIO()
+    frames[0].save(made, "GIF", save_all=True, append_images=frames[1:], duration=10)
+    return made.getvalue()
+
+
+def _not_media(folder: Path) -> Iterator[Path]:
+    noise = np.random.default_rng(3).bytes(50_000)
+    contents = {
+        "empty.mp4": b"",
+        "one-byte.mp4": b"x",
+        "zeros.mp4": bytes(100_000),
+        "noise.mp4": noise,
+        "noise.jpg": noise,
+        "text.mp4": b"just a text file, named like a video\n" * 500,
+        "error-page.mp4": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        "terminal.ans": b"\x1b[31mcolour\x1b[0m\n" * 1000,
+        "terminal.mp4": b"\x1b[2J\x1b[31mcolour\x1b[0m\n" * 1000,
+        "subtitles.srt": b"1\n00:00:00,000 --> 00:00:01,000\nwords\n",
+        "wave-header.avi": b"RIFF\xff\xff\xff\x7fWAVEfmt " + bytes(100),
+        "pickle.mp4": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94.",
+    }
+    return (_written(folder / name, data) for name, data in contents.items())
+
+
+def _pointing(folder: Path, canary: Path, honeypot: str) -> Iterator[Path]:
+    """Lists that name other media, under their own names and under innocent ones."""
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+    master = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{}\n"
+    keyed = '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-KEY:METHOD=AES-128,URI="{}"\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n'
+    session = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=x:{}\n"
+    dash = '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>{}</BaseURL></Period></MPD>'
+    image = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="x"><image xlink:href="{}"/></svg>'
+    texts = {
+        "hls.m3u8": playlist,
+        "hls-master.m3u8": master,
+        "hls-key.m3u8": keyed,
+        "concat.ffconcat": "ffconcat version 1.0\nfile '{}'\n",
+        "session.sdp": session,
+        "dash.mpd": dash,
+        "image.svg": image,
+        "asx.asx": '<asx><entry><ref href="{}"/></entry></asx>',
+        "pls.pls": "[playlist]\nFile1={}\nNumberOfEntries=1\n",
+        "smil.smil": '<smil><body><video src="{}"/></body></smil>',
+    }
+    targets = {
+        "file": canary.as_uri(), "http": f"{honeypot}/a.ts", "concat": f"concat:{canary}|{canary}",
+        "subfile": f"subfile,,start,0,end,9,,:{canary}", "nested": f"crypto+{honeypot}/b",
+    }  # fmt: skip
+    for name, text in texts.items():
+        stem, _, ending = name.partition(".")
+        for kind, target in targets.items():
+            yield _written(folder / f"{stem}-{kind}.{ending}", text.format(target).encode())
+        yield _written(folder / f"{stem}-as.mp4", text.format(f"{honeypot}/{stem}.mp4").encode())
+        yield _written(folder / f"{stem}-as.jpg", text.format(canary).encode())
+
+
+def _not_files(folder: Path, canary: Path) -> Iterator[Path]:
+    (folder / "folder.mp4").mkdir()
+    yield folder / "folder.mp4"
+    os.mkfifo(folder / "pipe.mp4")
+    yield folder / "pipe.mp4"
+    (folder / "dangling.mp4").symlink_to(folder / "nowhere")
+    yield folder / "dangling.mp4"
+    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    yield folder / "loop.mp4"
+    (folder / "endless.mp4").symlink_to("/dev/zero")
+    yield folder / "endless.mp4"
+    (folder / "link-to-text.mp4").symlink_to(canary)
+    yield folder / "link-to-text.mp4"
+    with (folder / "hollow-terabyte.mp4").open("wb") as file:
+        file.truncate(1 << 40)
+    yield folder / "hollow-terabyte.mp4"
+
+
+def mutant(data: bytes, seed: int) -> bytes:
+    """A few bytes changed, a stretch repeated, taken out or zeroed."""
+    random, changed = Random(seed), bytearray(data)
+    for _ in range(random.choice((1, 4, 16, 64))):
+        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    start, length = random.randrange(len(changed)), random.randrange(1, 400)
+    stretch = changed[start : start + length]
+    how = random.randrange(5)
+    if how == 0:
+        changed[start : start + length] = b""
+    elif how == 1:
+        changed[start:start] = stretch
+    elif how == 2:
+        changed[start : start + length] = bytes(len(stretch))
+    return bytes(changed)
+
+
+def _with_count(data: bytes, box: bytes, skip: int, count: int) -> bytes:
+    """The movie with the number of entries of a table changed; ``skip`` bytes lie between the name and the number."""
+    return _patched(data, data.index(box) + 4 + skip, struct.pack(">I", count))
+
+
+def _patched(data: bytes, at: int, value: bytes) -> bytes:
+    return data[:at] + value + data[at + len(value) :]
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path

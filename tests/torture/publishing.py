@@ -1,0 +1,268 @@
+"""Kills in everything between a manifest and published rows: plan, stage, commit, publish, clean up.
+
+For each story (a seed and a phase) the job is run once undisturbed; that is the truth. Then it is run from the same
+start again and again, killed at one operation each time, and run once more to its end.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from featlib.layout import Keys
+from featlib.manifest import read_manifest
+from featlib.shards.verify import verify
+from featlib.storage import Store, StoreOptions
+from tests.torture.story import LABELS, PHASES, Story
+
+KEYS = Keys("d")
+_KILLED = -9
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill of one story.
+
+    Args:
+        at: Number of the operation.
+        again: Number of the operation at which the next run is killed too; None: it lives.
+    """
+
+    seed: int
+    phase: str
+    at: int
+    is_after: bool
+    again: int | None = None
+
+    def __str__(self) -> str:
+        again = "" if self.again is None else f" --again {self.again}"
+        return f"--seed {self.seed} --phase {self.phase} --at {self.at}{' --after' * self.is_after}{again}"
+
+
+class Tellers:
+    """A process that forks the jobs of stories."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._said = folder / "said.json"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.torture.story_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def tell(self, story: Story, log: Path, at: int | None = None, *, is_after: bool = False) -> tuple[int, str]:
+        """Runs the job of a story; gives its exit status and what it said at its end."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._said.unlink(missing_ok=True)
+        request = {"story": story.to_json(), "at": at, "is_after": is_after, "log": str(log), "said": str(self._said)}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        status = int(self._process.stdout.readline())
+        return status, self._said.read_text() if self._said.exists() else ""
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a reader finds in an output.
+
+    Args:
+        features: Values by label, media id and clip.
+        outcomes: Status, class, rows and attempts by label and media id.
+        objects: Keys of everything published.
+        twice: Keys of rows that came more than once.
+    """
+
+    features: dict[tuple[str, str, int], tuple[float, ...]]
+    outcomes: dict[tuple[str, str], tuple[Any, ...]]
+    objects: tuple[str, ...]
+    twice: tuple[object, ...]
+
+    @classmethod
+    def of(cls, store: Store) -> "Rows":
+        features, outcomes, objects = list[tuple[Any, Any]](), list[tuple[Any, Any]](), []
+        for label in LABELS:
+            for info in store.list(KEYS.features(label)):
+                objects.append(info.key)
+                for row in _read(store, info.key):
+                    features.append(((label, row["media_id"], row["clip_index"]), tuple(row["feature"])))
+            for info in store.list(KEYS.outcomes(label)):
+                objects.append(info.key)
+                for row in _read(store, info.key):
+                    said = tuple(row[name] for name in ("status", "error_class", "num_rows", "attempts"))
+                    outcomes.append(((label, row["media_id"]), said))
+        counts = Counter(key for key, _ in [*features, *outcomes])
+        twice = tuple(key for key, n in counts.items() if n > 1)
+        return cls(dict(features), dict(outcomes), tuple(sorted(objects)), twice)
+
+
+def _read(store: Store, key: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(store.get(key))).read().to_pylist()
+    return rows
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A story that is about to be told, and how it ends undisturbed.
+
+    Args:
+        before: What stood in the output before.
+        num_operations: That the undisturbed job took.
+    """
+
+    story: Story
+    before: Rows
+    truth: Rows
+    num_operations: int
+
+
+class Stage:
+    """Where one story after the other is set up and played.
+
+    Args:
+        output: Folder or URL under which outputs are made.
+    """
+
+    def __init__(self, folder: Path, output: str | None = None, endpoint_url: str | None = None) -> None:
+        self._folder = folder
+        self._output, self._endpoint_url = output or str(folder / "outputs"), endpoint_url
+        self._tellers = Tellers(folder / "teller")
+
+    def close(self) -> None:
+        self._tellers.close()
+
+    def _store(self, name: str) -> Store:
+        return Store(f"{self._output}/{name}", StoreOptions(self._endpoint_url))
+
+    def scene(self, seed: int, phase: str) -> Scene:
+        """Sets a story up.
+
+        Raises:
+            AssertionError: The undisturbed job is wrong.
+        """
+        media = self._folder / f"media-{seed}"
+        start, calm = self._store("start"), self._store("calm")
+        _empty(start)
+        for earlier in PHASES[: PHASES.index(phase)]:
+            self._run(Story(seed, earlier, str(media), start.url, self._endpoint_url))
+        story = Story(seed, phase, str(media), calm.url, self._endpoint_url)
+        story.tell()
+        _copy(start, calm)
+        said = self._run(story)
+        truth = Rows.of(calm)
+        ended = Counter(label for label, _ in truth.outcomes)
+        assert ended == dict.fromkeys(LABELS, len(story.names)), f"not every item ended: {ended}"
+        assert not truth.twice
+        return Scene(story, Rows.of(start), truth, len(said["operations"]))
+
+    def _run(self, story: Story) -> dict[str, Any]:
+        story.tell()
+        status, said = self._tellers.tell(story, self._folder / "calm.log")
+        assert status == 0, f"seed {story.seed}, {story.phase}: {said}"
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+    def play(self, scene: Scene, kill: Kill) -> tuple[int, list[str]]:
+        """Kills and goes on; gives the number of kills that came about, and what was wrong."""
+        store = self._store("killed")
+        _copy(self._store("start"), store)
+        story = replace(scene.story, output=store.url)
+        staged, redone, num_kills = set[str](), list[str](), 0
+        for number, at in enumerate((kill.at, kill.again, None)):
+            if number and at is None and number < 2:
+                continue
+            log = self._folder / "killed.log"
+            log.unlink(missing_ok=True)
+            status, said = self._tellers.tell(story, log, at, is_after=kill.is_after)
+            now = log.read_text().splitlines() if log.exists() else []
+            redone += [line for line in now if line in staged]
+            staged |= set(now)
+            if status == _KILLED:
+                num_kills += 1
+                wrong = _between(Rows.of(store), scene)
+                if wrong:
+                    return num_kills, wrong
+            elif status:
+                return num_kills, [f"exit {status}: {said}"]
+        wrong = _end(store, scene)
+        if redone:
+            wrong.append(f"done again though it was staged: {', '.join(redone)}")
+        return num_kills, wrong
+
+
+def _between(found: Rows, scene: Scene) -> list[str]:
+    """After a kill every visible row is one that was there before or will be there in the end."""
+    wrong = [f"{key} is there twice" for key in found.twice]
+    for key, values in found.features.items():
+        if values not in (scene.before.features.get(key), scene.truth.features.get(key)):
+            wrong.append(f"{key} is neither old nor new")
+    lost = [k for k in scene.before.features if k in scene.truth.features and k not in found.features]
+    return wrong + [f"{key} was visible and is gone" for key in lost]
+
+
+def _end(store: Store, scene: Scene) -> list[str]:
+    found, truth, wrong = Rows.of(store), scene.truth, []
+    wrong += [f"{key} is there twice" for key in found.twice]
+    wrong += [f"{key} is lost" for key in truth.features if key not in found.features]
+    wrong += [f"{key} is too many" for key in found.features if key not in truth.features]
+    wrong += [f"{key} has other values" for key, v in found.features.items() if truth.features.get(key, v) != v]
+    if found.outcomes != truth.outcomes:
+        wrong.append(f"outcomes differ: {set(found.outcomes.items()) ^ set(truth.outcomes.items())}")
+    if found.objects != truth.objects:
+        wrong.append(f"objects differ: {set(found.objects) ^ set(truth.objects)}")
+    left = [info.key for prefix in (KEYS.stage, KEYS.units, KEYS.drivers) for info in store.list(prefix)]
+    wrong += [f"{key} was left behind" for key in left]
+    for label in LABELS:
+        checked = verify(read_manifest(tuple(scene.story.config()["manifest"])), store, KEYS, label, max_failed=1.0)
+        if not checked.complete:
+            wrong.append(f"featlib verify {label}: {checked.text()}")
+    return wrong
+
+
+def _empty(store: Store) -> None:
+    if store.is_local:
+        shutil.rmtree(store.url, ignore_errors=True)
+    else:
+        store.delete([info.key for info in store.list("")])
+
+
+def _copy(source: Store, target: Store) -> None:
+    _empty(target)
+    if source.is_local:
+        shutil.copytree(source.url, target.url) if Path(source.url).exists() else None
+        return
+    for info in source.list(""):
+        target.put(info.key, source.get(info.key))
+
+
+def kills(scene: Scene, random: Random) -> Iterator[Kill]:
+    """Every operation of a scene, before and after, in an order of chance; every third time the next run dies too."""
+    story = scene.story
+    points = [(at, is_after) for at in range(scene.num_operations) for is_after in (False, True)]
+    random.shuffle(points)
+    for i, (at, is_after) in enumerate(points):
+        again = random.randrange(scene.num_operations) if i % 3 == 2 else None
+        yield Kill(story.seed, story.phase, at, is_after, again)
+
+
+@contextmanager
+def stage_in(folder: Path, output: str | None = None, endpoint_url: str | None = None) -> Iterator[Stage]:
+    stage = Stage(folder, output, endpoint_url)
+    try:
+        yield stage
+    finally:
+        stage.close()

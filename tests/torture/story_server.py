@@ -1,0 +1,58 @@
+"""``python -m tests.torture.story_server``: runs stories, each in a process forked from this one, with torch loaded.
+
+A request is a line of JSON: ``story``, ``at`` (null: it lives), ``is_after``, ``log`` and ``said``, a file for what it
+has to say. The answer is the exit status.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def serve(request: dict[str, Any]) -> None:
+    """The job itself; a file with the operations it took."""
+    from tests.torture.doom import Doom
+    from tests.torture.story import Story
+    from tests.torture.without_ray import run_story
+
+    doom = Doom(request["at"], is_after=request["is_after"])
+    doom.install()
+    summary = run_story(Story.from_json(request["story"]), request["log"])
+    said = {"operations": doom.operations, "media": dict(summary.media)}
+    Path(request["said"]).write_text(json.dumps(said))
+
+
+def fork(request: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            serve(request)
+            status = 0
+        except BaseException:  # noqa: BLE001 - told of by the exit status, with the reason
+            Path(request["said"]).write_text(traceback.format_exc())
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    """Loads what every job loads, once; no thread may run here, because they do not survive forking."""
+    import torch
+
+    import tests.torture.without_ray  # noqa: F401 - loaded for the children
+    from featlib.config import ModelConfig
+    from featlib.extractors.resolve import resolve
+    from featlib.storage import StoreOptions
+
+    torch.set_num_threads(1)
+    resolve(ModelConfig(network="squeezenet1_1", weights="random:0"), StoreOptions())
+    for line in sys.stdin:
+        print(fork(json.loads(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Hostile and broken media: one outcome each, nobody else harmed, nothing opened that they name."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import featlib
+from featlib.errors import MEDIA_ERROR_CLASSES
+from tests.e2e.clips import write_clips
+from tests.e2e.rows import check_same_rows, features_by_key
+from tests.e2e.small import POOLS
+from tests.torture.hostile import corpus
+
+pytestmark = pytest.mark.ray
+
+_MODELS = [{"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "uniform:4"}]
+_MOST_S = 30.0
+
+
+class Honeypot:
+    """A listener on loopback that writes down who asks."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        honeypot = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                honeypot.asked.append(self.path)
+                self.send_error(404)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def honeypot() -> Iterator[Honeypot]:
+    honeypot = Honeypot()
+    yield honeypot
+    honeypot.close()
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound video under a name that nobody was told to read: opened by mistake, it would give frames."""
+    from tests.media.make import write_video
+
+    return write_video(tmp_path_factory.mktemp("secret") / "canary.ts", frames=8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, canary: Path, honeypot: Honeypot) -> list[Path]:
+    return corpus(tmp_path_factory.mktemp("hostile") / "files", canary, honeypot.url)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_clips(tmp_path_factory.mktemp("good"), 3)
+
+
+def _run(output: Path, manifest: Path, media: list[Path]) -> featlib.Summary:
+    manifest.write_text("uri,media_id\n" + "".join(f"{path},m{i}-{path.name}\n" for i, path in enumerate(media)))
+    config = featlib.ExtractConfig(
+        manifest=[str(manifest)], output=str(output), dataset="d", models=_MODELS, max_failed=1.0,
+        decode_deadline_s=_MOST_S, decode_stall_s=10, **POOLS,
+    )  # fmt: skip
+    return featlib.extract(config)
+
+
+@pytest.fixture(scope="module")
+def done(
+    files: list[Path], good: list[Path], ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, featlib.Summary]:
+    output = tmp_path_factory.mktemp("out")
+    mixed = [*good[:1], *files[: len(files) // 2], *good[1:2], *files[len(files) // 2 :], *good[2:]]
+    return output, _run(output / "features-of-all", output / "all.csv", mixed)
+
+
+def test_there_are_more_than_sixty(files: list[Path]) -> None:
+    assert len(files) >= 60
+    assert len({path.name for path in files}) == len(files)
+
+
+def test_every_file_has_one_outcome_and_the_job_ends_well(
+    done: tuple[Path, featlib.Summary], files: list[Path], good: list[Path]
+) -> None:
+    output, summary = done
+    outcomes = featlib.open_features(str(output / "features-of-all"), dataset="d", model="squeezenet1_1").outcomes()
+    assert summary.exit_code == 0
+    assert len(outcomes) == len(set(outcomes.media_id)) == len(files) + len(good)
+    assert set(outcomes.status) <= {"ok", "partial", "failed"}
+    bad = outcomes[outcomes.status != "ok"]
+    assert set(bad.error_class) <= set(MEDIA_ERROR_CLASSES)
+    assert not bad.error_message.str.contains("\n").any()
+    assert outcomes.decode_s.max() < _MOST_S
+
+
+def test_what_they_name_was_never_opened(done: tuple[Path, featlib.Summary], honeypot: Honeypot) -> None:
+    output, _ = done
+    outcomes = featlib.open_features(str(output / "features-of-all"), dataset="d", model="squeezenet1_1").outcomes()
+    kinds = ("hls", "concat", "session", "dash", "image", "asx", "pls", "smil")
+    lists = outcomes[outcomes.media_id.str.match(rf"m\d+-({'|'.join(kinds)})")]
+    assert len(lists) == 70
+    assert set(lists.status) == {"failed"}, "the canary is a sound video: whoever opens it gets frames"
+    assert honeypot.asked == []
+
+
+def test_the_good_ones_are_as_if_they_had_been_alone(
+    done: tuple[Path, featlib.Summary], good: list[Path], tmp_path: Path
+) -> None:
+    alone = _run(tmp_path / "alone", tmp_path / "alone.csv", good)
+    assert alone.media == {"ok": len(good)}
+    names = {path.name for path in good}
+    mine = {key: v for key, v in features_by_key(done[0] / "features-of-all").items() if key[1] in names}
+    check_same_rows(mine, features_by_key(tmp_path / "alone"), tolerance=0.0)

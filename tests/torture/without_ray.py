@@ -1,0 +1,82 @@
+"""The real job with Ray's graph replaced by a loop in this process: everything that touches the output, nothing else.
+
+Manifest, plan, claim, records, units, staging, publishing and cleaning are the job's own; what is replaced are the
+start of Ray and ``featlib.dataflow.results``.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from random import Random
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+
+from featlib import dataflow, drivers, run, start
+from featlib.config import ExtractConfig
+from featlib.dataflow import Flow
+from featlib.job import extract
+from featlib.layout import Keys
+from featlib.media import Limits
+from featlib.plan import unit_from_row, unit_row
+from featlib.pools import ExtractPool, Pools
+from featlib.run import Task
+from featlib.shards.staging import stage
+from featlib.storage import Store
+from featlib.summary import Summary
+from featlib.workers import finished_entry
+from tests.torture.story import Story, done
+
+_POOLS = Pools(1, 1.0, (ExtractPool(("a", "b"), 1, "cpu", 1, 1.0, 0.0),), 3.5)
+_SETTLE_S = 0.05
+"""Of a claim: nobody competes here, and a thousand times 1.5 s is half an hour."""
+
+
+def run_story(story: Story, log: str) -> Summary:
+    """Runs the job of a story; each staged item is written to the file ``log`` as a line, when it is staged."""
+
+    def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterator[dict[str, Any]]:
+        store, keys = Store(flow.output, flow.store_options), Keys(flow.dataset)
+        rows = pq.read_table(io.BytesIO(store.get(units_key))).to_pylist()
+        Random(story.seed).shuffle(rows)
+        for row in rows:
+            unit = unit_from_row(row)
+            made = done(unit)
+            name = f"{flow.run}-{row['seq']:08d}"
+            stage(store, keys, shard=unit.shard, unit=name, rows=made.tables, reports=made.reports,
+                  fingerprints=flow.fingerprints)  # fmt: skip
+            _say(log, made.reports)
+            yield {
+                "seq": row["seq"],
+                "shard": unit.shard,
+                "finished": json.dumps([finished_entry(r) for r in made.reports]),
+                "later": json.dumps([unit_row(u) for u in made.later]),
+                "stats": json.dumps({"frames_decoded": 4 * len(made.reports)}),
+            }
+
+    with ExitStack() as stack:
+        for where, name, what in (
+            (dataflow, "results", results),
+            (run, "_flow", _flow),
+            (start.RayStart, "begin", lambda self: None),
+            (start.RayStart, "pools", lambda self: (_POOLS, 0.0)),
+            (drivers, "SETTLE_S", _SETTLE_S),
+        ):
+            stack.enter_context(mock.patch.object(where, name, what))
+        return extract(ExtractConfig.model_validate(story.config()))
+
+
+def _flow(task: Task, name: str) -> Flow:
+    return Flow(
+        task.store.url, task.store.options, task.config.dataset, name, task.models, {}, task.fingerprints, (), Limits()
+    )
+
+
+def _say(log: str, reports: list[Any]) -> None:
+    lines = "".join(f"{r.media_id} {r.segment.k}\n" for r in reports)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, lines.encode())
+    os.close(descriptor)
