@@ -10,7 +10,7 @@ UV := $(shell command -v uv 2>/dev/null)
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help demo test check conformance bench lock clean
+.PHONY: help demo test check conformance bench torture lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Lists the targets
@@ -29,6 +29,9 @@ check: $(STAMP)  ## Runs the linter, the formatter's check and the type checker
 
 conformance: $(STAMP)  ## Holds every extractor to the conformance test; takes several minutes
 	$(BIN)/python -m pytest -m full tests/extractors $(ARGS)
+
+torture: $(STAMP)  ## Kills and breaks everything a thousand times; takes about two hours on two cores
+	$(BIN)/python -m tests.torture $(ARGS)
 
 bench: $(BENCH_STAMP)  ## Measures featlib beside other programs and the limit of this machine; about an hour on two cores
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
