@@ -155,9 +155,9 @@ def measure(plan: Plan, setting: Setting) -> Outcome:
             + [(f"limit {p}", _limit_call(limit, p, parts[p])) for p in precisions if limit is not None],
             setting.rounds,
         )
+    checks = _checks(subjects)
     figures = [*_figures(plan, subjects, measured, parts), *_absent(plan, precisions)]
     targets = [t for p in precisions for t in _targets(plan, p, subjects, measured)]
-    checks = _checks(subjects)
     if plan.is_short_job:
         figures += breakdown.figures(subjects)
         checks += breakdown.lines(subjects)

@@ -237,6 +237,55 @@ def test_a_peer_that_writes_other_features_stops_the_measurement(
         pipelines.r3d_18(Setting(tmp_path, tmp_path, rounds=1))
 
 
+@pytest.mark.parametrize("missing", ["all rows of a clip", "a copy", "another feature in a copy"])
+def test_featlibs_own_rows_must_all_be_there(clips: tuple[Clip, ...], missing: str) -> None:
+    job = Job("", repeated(clips, 2), "")
+    names = [name for name, _ in job.clips]
+    gone = {"all rows of a clip": {n for n, path in job.clips if path == job.clips[0][1]}, "a copy": {names[-1]}}
+    keys = tuple((name, 0) for name in sorted(names) if name not in gone.get(missing, ()))
+    features = np.ones((len(keys), 2), np.float32)
+    pipelines._check_all_there(Rows(tuple((n, 0) for n in sorted(names)), np.ones((len(names), 2), np.float32)), job)
+    if missing == "another feature in a copy":
+        features[-1] = 2
+    with pytest.raises(UnequalError):
+        pipelines._check_all_there(Rows(keys, features), job)
+
+
+def test_a_peer_that_leaves_a_clip_out_stops_the_measurement(
+    clips: tuple[Clip, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lazy(program: Program, job: Job, *, cache: Path | None = None) -> Ran:
+        ran = made_up_run(program, job, cache=cache)
+        return ran if program is FEATLIB else replace(ran, rows=ran.rows.of(frozenset([job.clips[0][0]])))
+
+    monkeypatch.setattr(pipelines, "choose", lambda folder: clips)
+    monkeypatch.setattr(pipelines, "run", lazy)
+    monkeypatch.setattr(pipelines, "PEERS", (LOOP,))
+    monkeypatch.setattr(pipelines, "limit_of", lambda job, scratch: nullcontext(MadeUpLimit([], cores=1)))
+    with pytest.raises(UnequalError, match="rows are missing"):
+        pipelines.r3d_18(Setting(tmp_path, tmp_path, rounds=1))
+
+
+@pytest.mark.parametrize("name", ["decode", "forward"])
+def test_small_workloads_do_equal_work(clips: tuple[Clip, ...], tmp_path: Path, name: str) -> None:
+    outcome = command.workload(name)(Setting(clips[0].path.parent, tmp_path, rounds=1, is_small=True))
+    assert outcome.checks
+    assert all("the same to the bit" in check or "relative L2" in check for check in outcome.checks)
+    assert {f.subject for f in outcome.figures if f.rounds} >= {"featlib"}
+
+
+@pytest.mark.ray
+def test_small_decoding_once_for_all_networks(
+    clips: tuple[Clip, ...], ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    sizes = {"decode_workers": "1", "extract_workers": "1", "extract_threads": "1"}
+    setting = Setting(clips[0].path.parent, tmp_path, rounds=1, is_small=True, options=sizes)
+    outcome = command.workload("three_models")(setting)
+    assert "frames decoded once" in outcome.checks[0]
+    assert all(f.value > 0 for f in outcome.figures)
+
+
 def test_the_steps_of_a_short_job_are_all_of_it() -> None:
     moments = [("reading weights", 102.0), ("extracting", 103.0), ("result", 107.0), ("result", 110.0)]
     steps = breakdown.steps(ran(1, 13.0, started=101.5, moments=moments, extracted=112.0))
@@ -263,9 +312,11 @@ FIGURES = (
 )
 
 
-def test_ratios_are_to_the_best_that_is_no_limit() -> None:
-    *known, last = [r for r in tables.ratios(FIGURES) if not math.isnan(r)]
-    assert [*known, last] == pytest.approx([0.5, 1.0, 20 / 18, 1.0, 0.25, 0.5])
+def test_ratios_are_to_the_best_of_the_same_unit_that_is_no_limit() -> None:
+    known = [r for r in tables.ratios(FIGURES) if not math.isnan(r)]
+    assert known == pytest.approx([0.5, 1.0, 20 / 18, 1.0, 0.25])
+    parts = [Figure("sum", name, "s", (1.0,), is_part=True) for name in "ab"]
+    assert all(map(math.isnan, tables.ratios(parts)))
 
 
 def test_the_table_shows_medians_ratios_targets_and_checks() -> None:

@@ -113,7 +113,7 @@ def test_what_is_never_compiled() -> None:
 
 
 def test_the_record_of_a_partition_states_the_tolerance() -> None:
-    assert "within relative L2 1e-05 of plain fp32" in described(replace(model(), arithmetic="compiled"))
+    assert "a relative L2 of 1e-05 from plain fp32" in described(replace(model(), arithmetic="compiled"))
     half = model(precision="bf16")
     assert described(half) == "plain, torch's autocast to bf16"
     assert described(replace(half, arithmetic="compiled")).startswith("compiled in bf16, batch norm folded")
