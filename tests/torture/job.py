@@ -53,9 +53,11 @@ class _Nodes:
 
 
 @contextmanager
-def _two_nodes() -> Iterator[_Nodes]:
+def _two_nodes(environment: dict[str, str]) -> Iterator[_Nodes]:
+    """The nodes' workers find the store by ``environment``, which this process and so the nodes have."""
     from ray.cluster_utils import Cluster
 
+    os.environ.update(environment)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 << 20})
     nodes = _Nodes(cluster)
     try:
@@ -112,8 +114,7 @@ def torture(folder: Path, total: int, seed: int) -> Tally:
     """Kills ``total`` times, the victims in turn."""
     tally = Tally("kills of drivers, actors, tasks and nodes of the real job")
     folder.mkdir(parents=True)
-    with SwiftServer(folder / "swift") as server, _two_nodes() as nodes:
-        os.environ.update(server.environment())
+    with SwiftServer(folder / "swift") as server, _two_nodes(server.environment()) as nodes:
         job = _Job(folder, server.bucket(), nodes.cluster.address, server.endpoint_url)
         started = time.monotonic()
         process = job.start("calm")
