@@ -156,15 +156,9 @@ def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decod
     index = _index(job, reader, may_use_tables)
     picked, segment = _resolve(job, index)
     plan = read_plan(index, picked, job.wants, segment)
-    try:
-        store, report = _read_frames(job, reader, index, plan)
-    except NoKeyframeError:
-        whole = replace(plan.whole, start_packet=0)
-        plan = replace(plan, whole=whole, runs=(whole,) * bool(plan.runs))
-        store, report = _read_frames(job, reader, index, plan)
+    plan, store, report = _read_from_keyframes(job, reader, index, plan)
     if plan.runs != (plan.whole,) and (report.message is not None or report.num_wanted < len(plan.wanted)):
-        plan = replace(plan, runs=(plan.whole,))
-        store, report = _read_frames(job, reader, index, plan)
+        plan, store, report = _read_from_keyframes(job, reader, index, replace(plan, runs=(plan.whole,)))
     if _is_overcounted(index, plan, report):
         index = index.first(report.num_frames)
         picked = pick_all(index, job.item, job.wants)
@@ -221,6 +215,18 @@ def _resolve(job: _Job, index: PacketIndex) -> tuple[Picked, Segment]:
     n = num_segments(picked, job.wants, frame_bytes, job.limits.unit_bytes)
     job.segment = Segment(0, n, by if n > 1 else "")
     return picked, job.segment
+
+
+def _read_from_keyframes(
+    job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadPlan
+) -> tuple[ReadPlan, PixelStore, DecodeReport]:
+    """As ``_read_frames``, from the first packet where a run turns out to begin at no keyframe; also what was done."""
+    try:
+        return (plan, *_read_frames(job, reader, index, plan))
+    except NoKeyframeError:
+        whole = replace(plan.whole, start_packet=0)
+        plan = replace(plan, whole=whole, runs=(whole,) * bool(plan.runs))
+        return (plan, *_read_frames(job, reader, index, plan))
 
 
 def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadPlan) -> tuple[PixelStore, DecodeReport]:
