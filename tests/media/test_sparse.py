@@ -244,3 +244,21 @@ def test_packets_other_than_the_tables_say_are_read_anew(
     assert 12 in asked
     assert (result.status, result.clips) == (expected.status, expected.clips)
     assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_damage_in_a_movie_that_calls_every_frame_a_keyframe_is_an_outcome(
+    tmp_path: Path, videos: dict[str, Path], n: int
+) -> None:
+    _, size, _, position = packets(videos["mpeg4"])[15]
+    path = damaged(videos["mpeg4"], [(position, position + size)], tmp_path / "damaged.mp4")
+    path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
+    whole = decode(videos["mpeg4"])
+    starts = [clip.start_s for clip in whole.clips["m"]]
+    parts = [decode(path, want("every:7"), k=k, n=n) for k in range(n)]
+    assert {part.status for part in parts} <= {"ok", "partial", "failed"}
+    assert "partial" in {part.status for part in parts}
+    for part in parts:
+        for clip in part.clips.get("m", ()):
+            right = whole.frames[WHOLE.key][starts.index(clip.start_s)]
+            assert np.array_equal(part.frames[WHOLE.key][clip.frame_idx[0]], right)
