@@ -33,7 +33,7 @@ conformance: $(STAMP)  ## Holds every extractor to the conformance test; takes s
 torture: $(STAMP)  ## Kills and breaks everything a thousand times; takes about two hours on two cores
 	$(BIN)/python -m tests.torture $(ARGS)
 
-bench: $(BENCH_STAMP)  ## Measures featlib beside other programs and the limit of this machine; about an hour on two cores
+bench: $(BENCH_STAMP)  ## Measures featlib beside other programs and the limit of this machine; about two hours on two cores
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
 
 # Daft wants an older pyarrow than featlib takes: it has a lock and an environment of its own. The copy makes uv keep
