@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PER_MODEL = (
     "weights",
+    "weights_sha256",
     "layer",
     "preprocess",
     "precision",
@@ -78,6 +79,9 @@ Example:
     help="default, a torchvision enum name, a path or URL of a state dict, or random:SEED.",
 )
 @click.option(
+    "--weights-sha256", multiple=True, metavar="[LABEL=]HEX", help="Refuse a weights file with another SHA-256."
+)
+@click.option(
     "--layer",
     multiple=True,
     metavar="[LABEL=]L[,L...]",
@@ -115,6 +119,7 @@ Example:
 @click.option("--batch-size", multiple=True, metavar="[LABEL=]N", help="Frames or clips in one forward.")
 @click.option("--uri-column", help="Column of the manifest that holds the URIs; default uri.")
 @click.option("--limit", type=int, help="Only the first N media of the manifest.")
+@click.option("--local-media", is_flag=True, default=None, help="A manifest in an object store may name local paths.")
 @click.option("--max-failed", type=float, help="Share of media that may fail before the exit code is 3; default 0.05.")
 @click.option("--retry-failed", is_flag=True, default=None, help="Take failed media up again.")
 @click.option("--changed", is_flag=True, default=None, help="Redo media whose size or etag changed since.")
@@ -377,7 +382,8 @@ def verify(
     from featlib.storage import Store, StoreOptions
 
     options = StoreOptions(endpoint_url, bool(anon))
-    batches = read_manifest(manifest, uri_column=uri_column, limit=limit, options=options)
+    # Ids are all that is looked at, so local paths do no harm.
+    batches = read_manifest(manifest, uri_column=uri_column, limit=limit, local_media=True, options=options)
     found = check(batches, Store(output, options), Keys(_name(dataset)), _name(model), max_failed=max_failed)
     click.echo(found.text())
     sys.exit(0 if found.complete else 3)
@@ -403,6 +409,32 @@ def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | N
         claim.settle()
         count = partition.drop(store, keys, model)
     click.echo(f"removed {count} objects")
+
+
+@cli.command(
+    epilog="""\b
+Example:
+  featlib submit --address http://127.0.0.1:8265 -- extract s3://b/v.csv --output s3://b/out --dataset d --model r3d_18
+"""
+)
+@click.option("--address", metavar="URL", help="Of the cluster's dashboard; default RAY_API_SERVER_ADDRESS.")
+@click.option("--working-dir", metavar="FOLDER", help="Copied to the cluster; the command runs in it.")
+@click.option("--no-wait", is_flag=True, help="Do not follow the job.")
+@click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address: str | None, working_dir: str | None, no_wait: bool, arguments: tuple[str, ...]) -> None:
+    """Runs a featlib command (ARGUMENTS, behind --) as a job of a Ray cluster, follows it and ends with its exit code.
+    A cluster that asks nobody for a token is warned of."""
+    from featlib import submission
+
+    code = submission.submit(
+        submission.dashboard_address(address),
+        arguments,
+        working_dir=working_dir,
+        waits=not no_wait,
+        say=lambda line: click.echo(f"featlib: {line}", err=True),
+        log=submission.to_stdout,
+    )
+    sys.exit(code)
 
 
 def _name(text: str) -> str:

@@ -74,6 +74,12 @@ def _clip_sampling(text: str) -> str:
     return text
 
 
+def _digests(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}(\+[0-9a-f]{64})?", text.lower()):
+        raise ValueError(f"{text!r} must be the 64 hex digits that sha256sum prints of the file")
+    return text.lower()
+
+
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -111,6 +117,7 @@ class ModelConfig(_Frozen):
     Settings left at None are the network's own. The label is the ``model=`` partition.
 
     Args:
+        weights_sha256: Of the file of ``weights``, 64 hex digits; of a ``crop:`` model two, joined by ``+``.
         layer: In a job's models also several, separated by commas: each becomes a partition ``LABEL.LAYER``, from one
             forward pass.
         top_k: So many of the most probable classes stand beside each feature; 0 for none.
@@ -124,6 +131,7 @@ class ModelConfig(_Frozen):
     network: Annotated[str, Field(min_length=1)]
     label: Name
     weights: Annotated[str, Field(min_length=1)] = "default"
+    weights_sha256: Annotated[str, AfterValidator(_digests)] | None = None
     layer: Annotated[str, Field(min_length=1)] | None = None
     preprocess: str | None = None
     precision: Precision = "fp32"
@@ -170,6 +178,7 @@ class ExtractConfig(_Frozen):
         output: Folder or URL under which ``features/``, ``outcomes/`` and ``_featlib/`` lie.
         dataset: The ``dataset=`` partition.
         models: The networks; all share one decode of each video.
+        local_media: A manifest in an object store may name local paths, which every node must then see.
         max_failed: Share of media, 0 to 1, that may be failed or partial before the exit code is 3.
         layout: ``together``: one pool holds all networks; ``separate``: image and clip networks in a pool each.
         extract_threads: CPU threads of one extractor worker.
@@ -189,6 +198,7 @@ class ExtractConfig(_Frozen):
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
     uri_column: str = "uri"
     limit: Annotated[int, Field(ge=1)] | None = None
+    local_media: bool = False
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     retry_failed: bool = False
     changed: bool = False

@@ -1,6 +1,6 @@
 """The Ray Data graph: plan -> decode -> extract -> stage. The only file that knows ray.data.
 
-    read_parquet(units) -> one row a block -> DecodeWorker (CPU actors) -> [FlowWorker] -> ExtractWorker (a pool or two)
+    UnitsReader -> one row a block -> DecodeWorker (CPU actors) -> [FlowWorker] -> ExtractWorker (a pool or two)
     -> StageWorker
 
 One unit is one row, one block and one task at every stage. A task gives its one block at its end, because Ray matches
@@ -9,17 +9,30 @@ the blocks of a replayed task by position.
 
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from featlib.errors import ConfigError, StoppedError
+from featlib.errors import ConfigError, FeatlibError, StoppedError, TransientError
+from featlib.plan import UNITS_A_GROUP
 from featlib.pools import FlowPool, Machine, Pools, Sizes, plan_pools
 from featlib.spec import FlowSpec, Kind, Want
 from featlib.storage import Store, StoreOptions
-from featlib.workers import DECODE, RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker
+from featlib.workers import (
+    DECODE,
+    RESULT,
+    DecodeWorker,
+    ExtractSpec,
+    ExtractWorker,
+    StageWorker,
+    UnitsReader,
+    unreached,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +43,10 @@ if TYPE_CHECKING:
 
 _MB = 1 << 20
 _TASK_CPUS = 0.25
+_READ_TASKS = 64
+_LOOK_S = 20.0
+_TOKEN = secrets.token_hex(32)
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -84,24 +101,64 @@ class _ExtractActor(ExtractWorker):
 
 
 def start_local_ray(*, num_cpus: float, object_store_mb: int, num_gpus: int | None = None) -> str:
-    """Starts Ray on this machine for this process; gives the address."""
+    """Starts Ray on this machine for this process; gives the address.
+
+    It listens on loopback alone and asks for a token that only this process and those it starts know: whoever reaches
+    an open Ray runs code on it (CVE-2023-48022).
+    """
     _quiet_environment()
     # Ray's own processes tell the terminal of every actor that it may not be restartable (ray#53727); what fails
     # comes back as an exception all the same.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=int(-(-num_cpus // 1)),
-        num_gpus=num_gpus,
-        object_store_memory=object_store_mb * _MB,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    with _token_of_its_own(), _on_loopback():
+        context = ray.init(
+            address="local",
+            _node_ip_address=_LOOPBACK[0],
+            num_cpus=int(-(-num_cpus // 1)),
+            num_gpus=num_gpus,
+            object_store_memory=object_store_mb * _MB,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
     return str(context.address_info["gcs_address"])
+
+
+@contextmanager
+def _token_of_its_own() -> Iterator[None]:
+    """While Ray starts: its processes inherit a token that is written nowhere; what the user set stands.
+
+    Ray switches the asking for tokens on by itself, and keeps the first token it sees in a process.
+    """
+    if os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    try:
+        yield
+    finally:
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """While Ray starts on this machine, or joins one there: it takes 127.0.0.1 as it is said.
+
+    By itself it looks for an address that others reach, and listens on all of them. Ray 2.60 has but a constant for
+    this, which is false on systems where it makes no clusters.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def is_connected() -> bool:
@@ -122,8 +179,10 @@ def connect_ray(address: str) -> None:
 
     if ray.is_initialized():
         return
+    is_here = address.rpartition(":")[0] in _LOOPBACK
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _on_loopback() if is_here else nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise StoppedError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None
@@ -236,13 +295,15 @@ def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterato
 def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
     import ray
 
-    filesystem, root = Store(flow.output, flow.store_options).arrow()
-    dataset = ray.data.read_parquet(
-        f"{root}/{units_key}",
-        filesystem=filesystem,
-        file_extensions=["units"],
+    read = UnitsReader(flow.output, flow.store_options, units_key)
+    dataset = ray.data.from_arrow(_groups(num_units)).map_batches(
+        read.__call__,
+        batch_size=None,
+        batch_format="pyarrow",
         num_cpus=_TASK_CPUS,
-    ).repartition(target_num_rows_per_block=1)
+        max_retries=2,
+    )
+    dataset = dataset.repartition(target_num_rows_per_block=1)
     dataset = dataset.map_batches(
         _DecodeActor,
         fn_constructor_kwargs={
@@ -275,6 +336,52 @@ def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
         num_cpus=_TASK_CPUS,
         max_retries=2,
     )
+
+
+def _groups(num_units: int) -> "list[pa.Table]":
+    """The row groups that hold ``num_units`` units, shared among a few tasks."""
+    import pyarrow as pa
+
+    num_groups = -(-num_units // UNITS_A_GROUP)
+    tasks = min(num_groups, _READ_TASKS)
+    bounds = [num_groups * i // tasks for i in range(tasks + 1)]
+    return [pa.table({"group": range(*pair)}) for pair in pairwise(bounds)]
+
+
+def check_nodes(flow: Flow, key: str) -> None:
+    """Makes sure that the workers of every node reach the object ``key`` of the output.
+
+    Raises:
+        StoppedError: Those of a node do not; says which and why.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(_look)
+    options = replace(flow.store_options, deadline_s=_LOOK_S)
+    nodes = [n for n in ray.nodes() if n["Alive"] and (n["Resources"].get("CPU") or n["Resources"].get("GPU"))]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [look.options(scheduling_strategy=place).remote(flow.output, options, key) for place in places]
+    for node, answer in zip(nodes, answers, strict=True):
+        try:
+            reason = ray.get(answer, timeout=3 * _LOOK_S)
+        except RayTaskError as error:
+            reason = _cause(error)
+        except RayError:  # the node went away meanwhile, or is too busy to answer: nothing is known of it
+            continue
+        if reason:
+            raise StoppedError(unreached(node["NodeManagerHostname"], reason))
+
+
+def _look(output: str, options: StoreOptions, key: str) -> str:
+    """What keeps this process from an object for good; empty when nothing does, or only for now."""
+    try:
+        return "" if Store(output, options).stat(key) is not None else f"there is no {key} in {output}"
+    except TransientError:
+        return ""
+    except FeatlibError as error:
+        return str(error)
 
 
 def _extract_specs(flow: Flow, pools: Pools) -> Iterator[tuple[ExtractSpec, Any]]:

@@ -3,7 +3,8 @@
     FeatlibError
     ├── ConfigError       the command, the configuration or the manifest is wrong: exit 2, nothing was read
     ├── StoppedError      the job cannot go on now; the same command goes on later: exit 1
-    │   └── TransientError    a store did not answer within the deadline
+    │   ├── TransientError    a store did not answer within the deadline
+    │   └── DamagedError      an object holds other bytes than were written
     └── MediaError        one media item cannot be used: an outcome row, never the end of a job
 
 Messages are one line: what, which value, which rule, what to do.
@@ -49,6 +50,30 @@ class StoppedError(FeatlibError):
 
 class TransientError(StoppedError):
     """A store did not answer properly within the retry deadline."""
+
+
+class DamagedError(StoppedError):
+    """An object of the output does not hold the bytes that were written.
+
+    Args:
+        what: Its key or URL.
+        how: What is wrong with it.
+    """
+
+    def __init__(self, what: str, how: str = "is damaged: it holds other bytes than were written") -> None:
+        super().__init__(f"{what}: {how}; {_way_out(what)}")
+        self.what, self.how = what, how
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return DamagedError, (self.what, self.how)
+
+
+def _way_out(what: str) -> str:
+    if "/plan/" in what:
+        return "put it back from a copy, or extract under another --dataset"
+    if "features/" in what or "outcomes/" in what:
+        return "`featlib verify` names every such object; `featlib drop` and a new run make the partition anew"
+    return "put it back from a copy, or remove it and run the same command again"
 
 
 class MediaError(FeatlibError):

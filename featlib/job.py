@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "extract"]
 
+_FIRST_CONTACT_S = 20.0
+
 
 def extract(
     config: ExtractConfig, *, reporter: Reporter | None = None, on_event: Event = lambda name, what: None
@@ -58,13 +60,16 @@ def run_job(config: ExtractConfig, shown: Reporter, on_event: Event, decode: str
 
     options = StoreOptions(config.endpoint_url, config.anon)
     store, keys = Store(config.output, options), Keys(config.dataset)
+    # Quick to tell a wrong endpoint; once a job is under way its store may be away for longer.
+    first = Store(config.output, replace(options, deadline_s=_FIRST_CONTACT_S))
+    is_new = not first.list(keys.plan)
     shown.stage("reading weights")
     models = tuple(resolve(model, options) for model in config.models)
     before = {m.label: partition.registered(store, keys, m.label) for m in models}
     models, _ = compilation.settled(models, compilation.asked(config), before, {})
     partition.check(store, keys, _provenance(config, models))
     ray = RayStart(config, models, store)
-    if not store.list(keys.plan):  # nothing was ever planned, so there is work; else there may be none
+    if is_new:  # nothing was ever planned, so there is work; else there may be none
         ray.begin()
     try:
         return _claimed(config, shown, on_event, decode, store, models, ray)
@@ -108,7 +113,13 @@ def _claimed(
 
 
 def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions) -> tuple[Plan, Rows]:
-    batches = read_manifest(config.manifest, uri_column=config.uri_column, limit=config.limit, options=options)
+    batches = read_manifest(
+        config.manifest,
+        uri_column=config.uri_column,
+        limit=config.limit,
+        local_media=config.local_media,
+        options=options,
+    )
     return grow(store, keys, read_plan(store, keys), batches, config.shard_items)
 
 

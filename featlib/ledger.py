@@ -1,6 +1,5 @@
 """What is done: the published outcomes of the models of a job, item by item of the plan."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +7,11 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from featlib.errors import MediaError, TransientError
 from featlib.layout import Keys, PartName
 from featlib.plan import Plan, digest, find_rows, shard_rows
+from featlib.shards.commit import read_outcomes
 from featlib.storage import Store, StoreOptions, stat_media
 
 STATUSES = ("", "ok", "skipped", "partial", "failed")
@@ -87,9 +86,9 @@ class Ledger:
 
 
 def _read(store: Store, key: str) -> dict[str, list[object]]:
-    source = pq.ParquetFile(io.BytesIO(store.get(key)))  # read_table takes four times as long for an object this small
-    table = source.read(["media_id", "status", "error_class", "num_rows"], use_threads=False)
-    columns: dict[str, list[object]] = table.to_pydict()
+    columns: dict[str, list[object]] = read_outcomes(
+        store, key, ["media_id", "status", "error_class", "num_rows"]
+    ).to_pydict()
     return columns
 
 
@@ -99,8 +98,7 @@ def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: Stor
     A media file that is gone or cannot be asked is not "changed": what was made of it stays.
     """
     for info in store.list(keys.outcomes(label)):
-        columns = ["media_id", "uri", "status", "size", "etag"]
-        table = pq.read_table(io.BytesIO(store.get(info.key)), columns=columns)
+        table = read_outcomes(store, info.key, ["media_id", "uri", "status", "size", "etag"])
         records = [r for r in table.to_pylist() if r["etag"] is not None or r["size"] is not None]
         with ThreadPoolExecutor(_READERS) as pool:
             moved = list(pool.map(lambda r: has_changed(r["uri"], (r["size"], r["etag"]), options), records))

@@ -9,6 +9,7 @@ A million items cost about 40 MB here: ids are held as 16-byte digests, and item
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from featlib.errors import ConfigError, StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.manifest import IMAGE_ENDINGS, ending_of
+from featlib.sealed import open_sealed, reread, seal_file, sealable
 from featlib.storage import Store
 
 PLAN = pa.schema(
@@ -45,6 +47,9 @@ _UNIT_ITEMS, _MOST_UNIT_ITEMS = 64, 256
 _MANY_UNITS = 4096
 _UNITS_OF_A_SMALL_JOB = 16
 _UNKNOWN_SIZE = _BYTES_A_UNIT // 2
+
+UNITS_A_GROUP = 128
+"""Units in a row group of the object that holds those of a pass; the last group may have fewer."""
 
 Digests = npt.NDArray[np.bytes_]
 
@@ -162,22 +167,26 @@ def read_plan(store: Store, keys: Keys) -> Plan:
     """Reads every generation, row group by row group."""
     plan = empty_plan()
     for info in store.list(keys.plan):
-        ids, identities, shards, rows = [plan.ids], [plan.identities], [plan.shards], 0
-        with store.open(info.key) as file:
-            source = pq.ParquetFile(file)
-            for batch in source.iter_batches(_ROW_GROUP, columns=["shard", "media_id", "uri", "start_s", "end_s"]):
-                new_ids, new_identities = _table_digests(batch)
-                ids.append(new_ids)
-                identities.append(new_identities)
-                shards.append(batch["shard"].to_numpy())
-                rows += batch.num_rows
-        plan = Plan(
-            (*plan.generations, Generation(info.key, rows)),
-            np.concatenate(ids),
-            np.concatenate(identities),
-            np.concatenate(shards),
-        )
+        plan = reread(info.key, partial(_with_generation, plan, store, info.key))
     return plan
+
+
+def _with_generation(plan: Plan, store: Store, key: str) -> Plan:
+    ids, identities, shards, rows = [plan.ids], [plan.identities], [plan.shards], 0
+    with open_sealed(store, key) as file:
+        source = pq.ParquetFile(file, page_checksum_verification=True)
+        for batch in source.iter_batches(_ROW_GROUP, columns=["shard", "media_id", "uri", "start_s", "end_s"]):
+            new_ids, new_identities = _table_digests(batch)
+            ids.append(new_ids)
+            identities.append(new_identities)
+            shards.append(batch["shard"].to_numpy())
+            rows += batch.num_rows
+    return Plan(
+        (*plan.generations, Generation(key, rows)),
+        np.concatenate(ids),
+        np.concatenate(identities),
+        np.concatenate(shards),
+    )
 
 
 def grow(
@@ -196,7 +205,7 @@ def grow(
     ids, identities, count = [plan.ids], [plan.identities], 0
     with TemporaryDirectory(prefix="featlib-plan-") as folder:
         path = Path(folder) / "generation"
-        with pq.ParquetWriter(path, PLAN, compression="zstd") as writer:
+        with pq.ParquetWriter(path, sealable(PLAN), compression="zstd", write_page_checksum=True) as writer:
             for batch in batches:
                 new_ids, new_identities = _table_digests(batch)
                 rows = known.find(new_ids, new_identities, batch)
@@ -207,12 +216,13 @@ def grow(
                 shards = plan.next_shard + (count + np.arange(len(new))) // shard_items
                 fresh = pa.table(batch.select(_ITEM_COLUMNS)).take(pa.array(new))
                 fresh = fresh.add_column(0, "shard", pa.array(shards.astype(np.int32)))
-                writer.write_table(fresh.cast(PLAN), row_group_size=_ROW_GROUP)
+                writer.write_table(fresh.cast(sealable(PLAN)), row_group_size=_ROW_GROUP)
                 ids.append(new_ids[new])
                 identities.append(new_identities[new])
                 count += len(new)
         if not count:
             return plan, selected
+        seal_file(path)
         key = f"{keys.plan}/gen-{len(plan.generations):05d}.plan"
         store.put_file(key, str(path))
     shards = (plan.next_shard + np.arange(count) // shard_items).astype(np.int32)
@@ -284,7 +294,7 @@ class PlanItems:
 
     def _read(self, key: str, start: int, count: int) -> list[PlanItem]:
         if self._cached is None or self._cached.key != key or not self._cached.holds(start, count):
-            self._cached = _read_rows(self._store, key, start, count)
+            self._cached = reread(key, partial(_read_rows, self._store, key, start, count))
         rows = self._cached.table.slice(start - self._cached.start, count)
         return list(map(PlanItem, *(rows[name].to_pylist() for name in _ITEM_COLUMNS)))
 
@@ -303,7 +313,7 @@ class _Rows:
 
 def _read_rows(store: Store, key: str, start: int, count: int) -> _Rows:
     with store.open(key) as file:
-        source = pq.ParquetFile(file)
+        source = pq.ParquetFile(file, page_checksum_verification=True)
         sizes = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         first = int(np.searchsorted(starts, start, "right")) - 1

@@ -22,6 +22,7 @@ from featlib.layout import Keys
 from featlib.ledger import Ledger
 from featlib.plan import (
     UNITS,
+    UNITS_A_GROUP,
     PlanItems,
     Unit,
     UnitItem,
@@ -34,6 +35,7 @@ from featlib.plan import (
 from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
+from featlib.sealed import seal_file, sealable
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
 from featlib.shards.staging import piece_keys, read_shards, stage
@@ -41,13 +43,12 @@ from featlib.spec import Segment
 from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
-from featlib.workers import DECODE, MAX_ATTEMPTS, died_report, finished_entry
+from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry
 
 if TYPE_CHECKING:
     from featlib.dataflow import Flow
     from featlib.extractors.resolve import ResolvedModel
 
-_UNITS_AT_ONCE = 128
 _MB = 1 << 20
 
 
@@ -152,7 +153,7 @@ class Run:
 
     def _pass(self, units: "_UnitsFile", number: int) -> None:
         """One walk of the graph over ``units``; what it leaves open goes to ``self._later``."""
-        from featlib.dataflow import results
+        from featlib.dataflow import check_nodes, results
 
         flow, all_pools = self._start()
         pools = all_pools.for_units(units.num_units)
@@ -164,9 +165,11 @@ class Run:
         self._shown.stage("extracting")
         seen = np.zeros(units.num_units, dtype=bool)
         for row in results(flow, pools, key, units.num_units):
-            if not seen[row["seq"]]:
+            if row["seq"] == STOP or not seen[row["seq"]]:
                 seen[row["seq"]] = True
                 self._take(row)
+        if not seen.all():
+            check_nodes(flow, key)  # before an item is blamed
         for unit in units.read(~seen):
             self._lost(unit, flow.run)
         task.store.delete([key])
@@ -324,10 +327,12 @@ class _UnitsFile:
 
     def write(self, units: Iterator[Unit]) -> None:
         """Writes all units."""
-        with pq.ParquetWriter(self.path, UNITS) as writer:
-            while batch := list(islice(units, _UNITS_AT_ONCE)):
-                writer.write_table(units_table(batch, self.num_units))
+        schema = sealable(UNITS)
+        with pq.ParquetWriter(self.path, schema, write_page_checksum=True) as writer:
+            while batch := list(islice(units, UNITS_A_GROUP)):
+                writer.write_table(units_table(batch, self.num_units).replace_schema_metadata(schema.metadata))
                 self.num_units += len(batch)
+        seal_file(self.path)
 
     def read(self, wanted: npt.NDArray[np.bool_]) -> Iterator[Unit]:
         """The units whose number is wanted."""

@@ -4,19 +4,24 @@ Every worker is built from plain values and called with a block, so each is test
 """
 
 import json
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from featlib.arrays import Extracted, Stretches
+from featlib.errors import FeatlibError
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
-from featlib.plan import Unit, UnitItem, unit_from_row, unit_row
+from featlib.plan import Unit, UnitItem, unit_from_row, unit_row, units_table
+from featlib.sealed import open_sealed, reread
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import Decoded, MediaFacts, MediaItem, Segment, Status, Want
 from featlib.storage import Store, StoreOptions
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
 
 _MOST_VALUES = 1 << 28  # in one table; an Arrow list counts its values in 31 bits
 DECODE = "featlib.media.decode:decode_item"
+STOP = -1
+"""Number of a unit that holds no work, but what must stop the job."""
+
 MAX_ATTEMPTS = 3
 """Tries of an item within one run, after which what went wrong is its outcome."""
 
@@ -55,6 +63,40 @@ RESULT = pa.schema(
 )
 """What comes back to the driver of a unit: ``finished`` is ``[media_id, k, n, {label: [status, class, rows]}]`` a
 report, ``later`` the units that must follow."""
+
+
+def unreached(host: str, reason: object) -> str:
+    """What stops a job whose workers on a node cannot read or write its output."""
+    return (
+        f"Ray's workers on {host} do not reach the output: {reason}; where this process does, give every node the "
+        "endpoint and the keys that it has, then run the same command again to go on"
+    )
+
+
+class UnitsReader:
+    """Reads units of a pass from the output, by featlib's own retry policy.
+
+    Args:
+        key: Of a Parquet object in the schema ``UNITS``.
+    """
+
+    def __init__(self, output: str, store_options: StoreOptions, key: str) -> None:
+        self._store, self._key = Store(output, store_options), key
+
+    def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
+        """The units of the row groups that are named in the column ``group``, a table a group.
+
+        Where they cannot be read, one unit that stops the job: what a task raises here, Ray leaves out in silence.
+        """
+        try:
+            yield from reread(self._key, partial(self._read, groups["group"].to_pylist()))
+        except FeatlibError as error:
+            yield units_table([Unit(0, (unreached(socket.gethostname(), error),), ())], STOP)
+
+    def _read(self, groups: Sequence[int]) -> list[pa.Table]:
+        with open_sealed(self._store, self._key) as file:
+            source = pq.ParquetFile(file, page_checksum_verification=True)
+            return [source.read_row_group(group) for group in groups]
 
 
 class DecodeWorker:
@@ -73,12 +115,16 @@ class DecodeWorker:
         self._wants = {want.label: want for want in wants}
         self._specs = {want.label: want.pixels.key for want in wants}
         self._limits = limits
-        self._process = DecodeProcess(limits, store_options, decode)
+        # A read that waits for its store makes no progress: the store's own error must come before that is noticed.
+        patient = replace(store_options, deadline_s=min(store_options.deadline_s, limits.stall_s * 2 / 3))
+        self._process = DecodeProcess(limits, patient, decode)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         row = block.to_pylist()[0]
         unit = unit_from_row(row)
         builder = UnitBuilder(row["seq"], unit.shard, self._specs)
+        if row["seq"] == STOP:
+            return with_stats(builder.row([], {"decode_s": 0.0, "frames_decoded": 0.0}), {"fatal": unit.labels[0]})
         later: list[Unit] = []
         started = time.perf_counter()
         for place, item in enumerate(unit.items):
@@ -209,21 +255,28 @@ class StageWorker:
     def __call__(self, row: pa.Table) -> pa.Table:
         started = time.perf_counter()
         seq, shard = row["seq"][0].as_py(), row["shard"][0].as_py()
-        reports, tables = ([], []) if "fatal" in json_column(row, "stats") else self._rows(row)
+        stats = json_column(row, "stats")
+        reports, tables = ([], []) if "fatal" in stats else self._rows(row)
         if reports:
-            stage(
-                self._store,
-                self._keys,
-                shard=shard,
-                unit=f"{self._run}-{seq:08d}",
-                rows=tables,
-                reports=reports,
-                fingerprints=self._fingerprints,
-            )
-        stats = {**json_column(row, "stats"), "stage_s": time.perf_counter() - started}
+            try:
+                self._stage(shard, f"{self._run}-{seq:08d}", tables, reports)
+            except FeatlibError as error:  # of the store or of its keys on this node, not of the media
+                stats["fatal"], reports = unreached(socket.gethostname(), error), []
+        stats["stage_s"] = time.perf_counter() - started
         finished = [finished_entry(r) for r in reports]
         values = [seq, shard, json.dumps(finished), row["later"][0].as_py(), json.dumps(stats)]
         return pa.table([pa.array([v], f.type) for v, f in zip(values, RESULT, strict=True)], schema=RESULT)
+
+    def _stage(self, shard: int, unit: str, tables: Sequence[pa.Table], reports: Sequence[ItemReport]) -> None:
+        stage(
+            self._store,
+            self._keys,
+            shard=shard,
+            unit=unit,
+            rows=tables,
+            reports=reports,
+            fingerprints=self._fingerprints,
+        )
 
     def _rows(self, row: pa.Table) -> tuple[list[ItemReport], list[pa.Table]]:
         reports = reports_of(row)

@@ -1,6 +1,7 @@
 """Fixtures for all tests: folders of real material, and Ray and S3 servers that live for one session."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# Jobs in processes of their own join the session's Ray, so they must know its token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 pytest_plugins = ["tests.servers.fixtures"]
 

@@ -20,6 +20,7 @@ import featlib
 from featlib.config import AggregateConfig, fingerprint, validated
 from featlib.errors import ConfigError
 from featlib.heads.saved import HeadSpec
+from featlib.sealed import sealed
 from featlib.shards.schema import FEATURES
 from featlib.storage import Store
 from tests.servers.swift import SwiftServer
@@ -439,7 +440,7 @@ def test_shards_of_a_featlib_without_attention_go_on(tmp_path: Path, label: str)
     aggregate(tmp_path, "a", head=None)
     (only,) = store.list(KEYS.features(label))
     old = pq.read_table(io.BytesIO(store.get(only.key))).drop_columns(["attention"])
-    pq.write_table(old, tmp_path / only.key)
+    (tmp_path / only.key).write_bytes(sealed(old))
     table = featlib.open_features(str(tmp_path), dataset="d", model=label).to_arrow()
     assert table.schema.names == FEATURES.names
     assert table["attention"].null_count == table.num_rows > 0

@@ -8,6 +8,7 @@ import pytest
 from featlib.layout import Keys
 from featlib.ledger import Ledger, changed_rows
 from featlib.plan import read_plan
+from featlib.sealed import sealed
 from featlib.shards.schema import OUTCOMES
 from featlib.storage import Store, StoreOptions, stat_media
 from tests.shards.make import Item, planned, publish, staged
@@ -104,10 +105,7 @@ def test_items_that_are_not_in_the_plan_are_ignored(store: Store) -> None:
 
 def _with_sources(store: Store, tmp_path: Path) -> list[Path]:
     """Publishes outcomes that name three real files as they are now."""
-    import io
-
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     paths = [tmp_path / f"{i}.bin" for i in range(3)]
     rows = []
@@ -116,9 +114,7 @@ def _with_sources(store: Store, tmp_path: Path) -> list[Path]:
         now = stat_media(str(path), StoreOptions())
         row = dict.fromkeys(OUTCOMES.names)
         rows.append({**row, "media_id": media_id, "uri": str(path), "status": "ok", "size": now.size, "etag": now.etag})
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=OUTCOMES), sink)
-    store.put(f"{KEYS.outcomes('a')}/part-00000.parquet", sink.getvalue())
+    store.put(f"{KEYS.outcomes('a')}/part-00000.parquet", sealed(pa.Table.from_pylist(rows, schema=OUTCOMES)))
     return paths
 
 

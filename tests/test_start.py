@@ -1,5 +1,9 @@
 """The start of Ray in the background: what it gives, and what it raises."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -92,3 +96,38 @@ def test_a_broken_ray_is_told_of(start: RayStart, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("featlib.dataflow.is_connected", broken)
     with pytest.raises(ImportError, match="no ray"):
         start.pools()
+
+
+_TWICE = """
+import json, os, psutil, ray
+from featlib.dataflow import is_connected, start_local_ray
+
+def listening():
+    me = psutil.Process()
+    ours = [me, *me.children(recursive=True)]
+    return sorted({c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN})
+
+found = []
+for _ in range(2):
+    is_connected()
+    start_local_ray(num_cpus=1, object_store_mb=80)
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    found.append(listening())
+    ray.shutdown()
+print(json.dumps({"listening": found, "left": [name for name in os.environ if name.startswith("RAY_AUTH")]}))
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_is_on_loopback_alone_and_leaves_no_token_behind(tmp_path: Path) -> None:
+    bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", _TWICE], env={**bare, "HOME": str(tmp_path)}, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert all(said["listening"]), "somebody listens"
+    assert {ip for ips in said["listening"] for ip in ips} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert said["left"] == []
+    assert not list(tmp_path.rglob("auth_token"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -17,11 +18,22 @@ from featlib.extractors.weights import payload
 from featlib.layout import Keys
 from featlib.media import Limits, decode_item
 from featlib.plan import Unit, UnitItem, unit_from_row, units_table
+from featlib.sealed import seal_file, sealable
 from featlib.shards.staging import list_pieces, read_piece
 from featlib.spec import ClipSampling, Decoded, FrameSampling, MediaFacts, MediaItem, PixelSpec, Segment, Want
 from featlib.storage import Store, StoreOptions
 from featlib.unit import clips_of, features_of, frames_of, reports_of, with_features
-from featlib.workers import RESULT, DecodeWorker, ExtractSpec, ExtractWorker, StageWorker, died_report, finished_entry
+from featlib.workers import (
+    RESULT,
+    STOP,
+    DecodeWorker,
+    ExtractSpec,
+    ExtractWorker,
+    StageWorker,
+    UnitsReader,
+    died_report,
+    finished_entry,
+)
 from tests.media.make import write_video
 
 OPTIONS = StoreOptions()
@@ -245,3 +257,33 @@ def test_the_report_of_a_lost_item() -> None:
     )
     assert finished_entry(report) == ["v", 0, 1, {"cnn": ["failed", "worker_died", 0]}]
     assert died_report(UnitItem("v", "/v"), ("cnn",), Segment(2, 5)).segment == Segment(2, 5)
+
+
+def test_a_store_that_cannot_be_written_stops_the_job_and_blames_no_item(folder: Path, tmp_path: Path) -> None:
+    row = _here(FRAMES)(_row(folder, "a.mp4", "bad.mp4", labels=("cnn",)))
+    (tmp_path / "file").write_text("in the way")
+    result = StageWorker(str(tmp_path / "file" / "out"), OPTIONS, "d", "run0", {})(row)
+    said = json.loads(result["stats"][0].as_py())
+    assert "cannot write" in said["fatal"]
+    assert json.loads(result["finished"][0].as_py()) == []
+
+
+def test_units_are_read_by_row_group(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    table = units_table([Unit(0, ("a",), (UnitItem(f"v{i}", f"/{i}.mp4"),)) for i in range(5)], 0)
+    path = tmp_path / "units"
+    pq.write_table(table.replace_schema_metadata(sealable(table.schema).metadata), path, row_group_size=2)
+    seal_file(path)
+    store.put_file("x.units", path)
+    read = UnitsReader(str(tmp_path), OPTIONS, "x.units")
+    assert [t["seq"].to_pylist() for t in read(pa.table({"group": [0, 2]}))] == [[0, 1], [4]]
+
+
+def test_units_that_cannot_be_read_stop_the_job(tmp_path: Path, model: ResolvedModel) -> None:
+    """Ray would leave them out in silence, and their items would be blamed."""
+    Store(str(tmp_path)).put("x.units", b"PAR1 no units PAR1")
+    (block,) = UnitsReader(str(tmp_path), OPTIONS, "x.units")(pa.table({"group": [0]}))
+    extract = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(extract(_here(model.want)(block)))
+    assert result["seq"].to_pylist() == [STOP]
+    assert "x.units: has no seal" in json.loads(result["stats"][0].as_py())["fatal"]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from featlib.aggregation.shard import FINAL
 from featlib.layout import Keys, PartName
 from featlib.ledger import STATUSES, Rows
 from featlib.plan import Digests, Plan, PlanItems, digest, shard_rows
+from featlib.shards.commit import read_outcomes
 from featlib.shards.schema import reading
 from featlib.storage import Store
 
@@ -80,8 +80,8 @@ def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
         if name is None:
             continue
         rows = shard_rows(plan, name.shard)
-        with reading(info.key), store.open(info.key) as file:
-            outcomes = pq.ParquetFile(file).read(columns=_COLUMNS)
+        with reading(info.key):
+            outcomes = read_outcomes(store, info.key, _COLUMNS)
         for o in outcomes.to_pylist():
             row = rows.get(digest(o["media_id"]))
             if row is not None:

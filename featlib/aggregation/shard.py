@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featlib.aggregation.rows import ShardRows, Video
 from featlib.aggregation.sources import Source
@@ -16,6 +15,7 @@ from featlib.aggregation.vectors import Maker, NotFiniteError, StepsDifferError,
 from featlib.errors import ConfigError
 from featlib.items import ItemReport, ModelReport, PlanItem
 from featlib.layout import Keys, PartName
+from featlib.shards.commit import read_outcomes
 from featlib.shards.schema import FEATURES, OUTCOMES, reading
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import MediaFacts, Segment, Status
@@ -132,8 +132,8 @@ class ShardWork:
         """Outcome rows of a shard by media id."""
         names = [n for n in OUTCOMES.names if n not in ("label", "split", "manifest")]
         key = f"{self.keys.outcomes(label)}/{PartName(shard)}"
-        with reading(key), self.store.open(key) as file:
-            rows = pq.ParquetFile(file).read(columns=names).to_pylist()
+        with reading(key):
+            rows = read_outcomes(self.store, key, names).to_pylist()
         return {row["media_id"]: row for row in rows}
 
 

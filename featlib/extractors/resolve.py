@@ -18,6 +18,7 @@ from featlib.extractors.resolve_regions import (
     frame_sampling,
     region_choice,
     resolve_detector,
+    split_pins,
     split_weights,
 )
 from featlib.extractors.state_dict import check_finite
@@ -145,7 +146,7 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
         raise ConfigError(f"--regions {config.label}={config.regions}: {found.name} is no detector; leave it out")
     network = _fused(found, config)
     sampling = choose_sampling(network, config)
-    choice = resolve_weights(network, config.weights)
+    choice = resolve_weights(network, config.weights, config.weights_sha256)
     volume = config.preprocess if config.preprocess and config.preprocess.endswith(ENDING) else None
     named = None if volume else config.preprocess
     loaded = load_weights(network, choice, lambda found: preset.choose_preset(network, named, found), options)
@@ -187,17 +188,20 @@ def resolve(config: ModelConfig, options: StoreOptions) -> ResolvedModel:
 def _detector(config: ModelConfig, network: Network, options: StoreOptions) -> ResolvedModel:
     """A detector, with the network behind it when it has one."""
     own, inner = replace(network, name=network.name.removeprefix(registry.CROP).partition("+")[0], embedder=""), None
-    weights = config.weights
+    weights, pin = config.weights, config.weights_sha256
     check_settings(config, network)
     if network.embedder:
         weights, second = split_weights(config.weights, config.label)
+        pin, inner_pin = split_pins(config.weights_sha256, config.label)
         passed = {name: getattr(config, name) for name in ("label", "layer", "preprocess", "precision")}
-        inner = resolve(ModelConfig(network=network.embedder, weights=second, **passed), options)
+        inner = resolve(
+            ModelConfig(network=network.embedder, weights=second, weights_sha256=inner_pin, **passed), options
+        )
         if config.top_k:
             raise ConfigError(
                 f"--top-k {config.label}={config.top_k}: its rows have the detector's labels; leave it out"
             )
-    choice, loaded, num_classes, categories = resolve_detector(config, own, weights, options)
+    choice, loaded, num_classes, categories = resolve_detector(config, own, weights, pin, options)
     vector = DETECTORS[own.name].vector_size
     choice_of_boxes = region_choice(config, own)
     if inner is not None:

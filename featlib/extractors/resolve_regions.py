@@ -114,15 +114,29 @@ def split_weights(text: str, label: str) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
+def split_pins(text: str | None, label: str) -> tuple[str | None, str | None]:
+    """``--weights-sha256`` of a ``crop:`` model: ``HEX+HEX``, for detector and network.
+
+    Raises:
+        ConfigError: One is given for two files.
+    """
+    if text is None:
+        return None, None
+    first, plus, second = text.partition("+")
+    if not plus:
+        raise ConfigError(f"--weights-sha256 {label}={first[:8]}…: must be two, of detector and network, like HEX+HEX")
+    return first, second
+
+
 def resolve_detector(
-    config: ModelConfig, network: Network, weights: str, options: StoreOptions
+    config: ModelConfig, network: Network, weights: str, sha256: str | None, options: StoreOptions
 ) -> tuple[WeightsChoice, LoadedWeights, int, tuple[str, ...]]:
     """Weights of a detector, how many classes they tell apart, and their names; the payload is kept.
 
     Raises:
         ConfigError: They cannot be had or do not fit.
     """
-    choice = resolve_weights(network, weights)
+    choice = resolve_weights(network, weights, sha256)
     loaded = load_detector(network, choice, options)
     settings = dict(loaded.settings)
     num_classes = int(settings.get("num_classes", detectors.num_classes_in(network.name, loaded.state, str(choice))))

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def _deserialize(data: bytes, source: str) -> object:
             return safetensors.torch.load(data)
         except SafetensorError as error:
             raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
+    _check_archive(data, source)
     try:
         # Written out: only tensors and plain containers are unpickled; code in the file is never run.
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -57,8 +59,21 @@ def _deserialize(data: bytes, source: str) -> object:
         raise ConfigError(
             f"--weights {source}: holds other things than tensors or is damaged; save model.state_dict() alone"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - bytes that are no pickle may raise anything
         raise ConfigError(f"--weights {source}: not a readable state dict ({_line(error)})") from None
+
+
+def _check_archive(data: bytes, source: str) -> None:
+    """torch packs nothing: an archive that unpacks to more than it is long was made to fill the memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # of the old format, or torch says what is wrong
+        return
+    if unpacked > len(data):
+        raise ConfigError(
+            f"--weights {source}: unpacks to {unpacked} bytes of {len(data)}; torch.save packs nothing, get it anew"
+        )
 
 
 def _unwrap(loaded: object, source: str) -> RawState:

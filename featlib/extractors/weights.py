@@ -36,17 +36,19 @@ _PAYLOADS: dict[tuple[str, str, str, Settings], bytes] = {}
 
 @dataclass(frozen=True)
 class WeightsChoice:
-    """What ``--weights`` asks for; exactly one of the three is set.
+    """What ``--weights`` asks for; exactly one of ``seed``, ``pretrained`` and ``url`` is set.
 
     Args:
         seed: Of ``random:SEED``.
         pretrained: Published weights.
         url: Path or URL of a file.
+        sha256: What the file must have; empty: anything goes.
     """
 
     seed: int | None = None
     pretrained: Pretrained | None = None
     url: str | None = None
+    sha256: str = ""
 
     def __str__(self) -> str:
         if self.pretrained is not None:
@@ -72,12 +74,22 @@ class WeightsFile:
     layer: str = ""
 
 
-def resolve_weights(network: Network, text: str) -> WeightsChoice:
+def resolve_weights(network: Network, text: str, sha256: str | None = None) -> WeightsChoice:
     """What ``text`` names: ``default``, published weights, a file, or ``random:SEED``. Nothing is read.
+
+    Args:
+        sha256: What the file must have.
 
     Raises:
         ConfigError: It names nothing; the network's weights are listed.
     """
+    choice = _named(network, text)
+    if sha256 and choice.seed is not None:
+        raise ConfigError(f"--weights-sha256 {sha256[:8]}…: {text} is no file; leave one of them out")
+    return replace(choice, sha256=sha256 or "")
+
+
+def _named(network: Network, text: str) -> WeightsChoice:
     if text.partition(":")[0] == "random":
         return WeightsChoice(seed=_seed(text))
     if text == "default":
@@ -116,13 +128,13 @@ def read_weights(network: Network, choice: WeightsChoice, options: StoreOptions)
     if choice.pretrained is not None:
         data = _cached(choice.pretrained)
         categories = choice.pretrained.categories
-        return WeightsFile(data, hashlib.sha256(data).hexdigest(), choice.pretrained, categories)
+        return WeightsFile(data, _checked_sha256(data, choice), choice.pretrained, categories)
     url = choice.url or ""
     try:
         data = read_bytes(url, options)
     except (MediaError, OSError) as error:
         raise ConfigError(f"--weights {choice}: cannot be read ({_line(error)})") from None
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = _checked_sha256(data, choice)
     published = _recognised(network, sha256)
     if published is not None:
         return WeightsFile(data, sha256, published, published.categories)
@@ -131,6 +143,17 @@ def read_weights(network: Network, choice: WeightsChoice, options: StoreOptions)
         return WeightsFile(data, sha256, None)
     named = _preset_named(network, metadata.preprocess, str(choice))
     return WeightsFile(data, sha256, named, metadata.classes, metadata.layer)
+
+
+def _checked_sha256(data: bytes, choice: WeightsChoice) -> str:
+    """Before anything in the file is looked at."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if choice.sha256 not in ("", sha256):
+        raise ConfigError(
+            f"--weights {choice}: has the SHA-256 {sha256}, not {choice.sha256} as --weights-sha256 asks; "
+            "get the right file, or change the option"
+        )
+    return sha256
 
 
 def _preset_named(network: Network, enum: str, source: str) -> Pretrained:

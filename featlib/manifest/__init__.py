@@ -47,6 +47,7 @@ def read_manifest(
     *,
     uri_column: str = "uri",
     limit: int | None = None,
+    local_media: bool = False,
     options: StoreOptions = _DEFAULT_OPTIONS,
 ) -> Iterator[pa.RecordBatch]:
     """Reads manifests, media files, folders, prefixes and globs as one stream in ``SCHEMA``.
@@ -58,6 +59,7 @@ def read_manifest(
         sources: Paths or URLs, read in this order.
         uri_column: Which column of Parquet, CSV and JSON Lines holds the URIs.
         limit: Stop after so many rows, all sources together; the rest is not looked at.
+        local_media: Manifests in an object store may name local paths.
         options: Of the stores that the sources lie in.
 
     Raises:
@@ -69,20 +71,20 @@ def read_manifest(
     if not sources:
         raise ConfigError("no manifest is given; name a manifest, a media file, a folder or a glob")
     search = DuplicateSearch()
-    for batch in _batches(sources, uri_column, limit, options):
+    for batch in _batches(sources, uri_column, limit, local_media, options):
         search.add(batch.column("media_id").to_pylist())
         yield batch
     pair = search.first_pair()
     if pair is not None:
-        raise _duplicate_error(_batches(sources, uri_column, limit, options), pair)
+        raise _duplicate_error(_batches(sources, uri_column, limit, local_media, options), pair)
 
 
 def _batches(
-    sources: Sequence[str], uri_column: str, limit: int | None, options: StoreOptions
+    sources: Sequence[str], uri_column: str, limit: int | None, local_media: bool, options: StoreOptions
 ) -> Iterator[pa.RecordBatch]:
     left = limit
     for name in _expanded(sources, options):
-        source, empty = Source(name, folder_of(check_url(name)), uri_column), True
+        source, empty = Source(name, folder_of(check_url(name)), uri_column, local_media), True
         for raw in _raw_rows(source, options):
             if left is not None and left < len(raw.rows):
                 raw = raw.head(left)

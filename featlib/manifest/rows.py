@@ -63,6 +63,7 @@ class Source:
         name: As the user wrote it.
         base: Folder that relative URIs start from.
         uri_column: Which column holds the URIs.
+        local_media: A manifest in an object store may name local paths.
         role: What the rows are for. Rows of ``--labels`` may name media by ``media_id`` alone, and what else they hold
             goes nowhere.
     """
@@ -70,6 +71,7 @@ class Source:
     name: str
     base: str
     uri_column: str = "uri"
+    local_media: bool = False
     role: Literal["manifest", "--labels"] = "manifest"
 
     def error(self, text: str) -> ConfigError:
@@ -169,7 +171,7 @@ def absolute_uri(value: Any, row: int, source: Source) -> str:
         raise source.row_error(row, source.uri_column, value, f"is not text{hint}")
     try:
         value.encode()
-        return resolve(value, source.base)
+        return resolve(value, source.base, local_media=source.local_media)
     except UnicodeEncodeError:
         raise source.row_error(row, source.uri_column, value, "is not valid UTF-8; rename the file") from None
     except ConfigError as error:

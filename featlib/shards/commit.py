@@ -1,15 +1,15 @@
 """The commit of a shard: its outcomes object, and in the footer what it stands for."""
 
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from featlib.errors import StoppedError
 from featlib.layout import Keys, PartName
+from featlib.sealed import read_sealed, sealed
 from featlib.shards.schema import OUTCOMES, Provenance, read_footer, to_json, with_footer
 from featlib.shards.staging import StagedItem
 from featlib.storage import Store
@@ -40,11 +40,15 @@ class Committed:
 
 
 def read_committed(store: Store, keys: Keys, label: str, shard: int) -> Committed:
-    """The outcomes object of a shard, or an empty one."""
+    """The outcomes object of a shard, or an empty one.
+
+    Raises:
+        DamagedError: It is not what was put.
+    """
     key = f"{keys.outcomes(label)}/{PartName(shard)}"
     if store.stat(key) is None:
         return Committed(OUTCOMES.empty_table(), {}, 0)
-    table = pq.read_table(io.BytesIO(store.get(key)))
+    table = read_outcomes(store, key)
     footer = read_footer(table.schema.metadata)
     hashes, pieces = (json.loads(footer[f"featlib.{name}"]) for name in ("features", "pieces"))
     stage = keys.stage_shard(shard)
@@ -59,7 +63,19 @@ def put_committed(store: Store, keys: Keys, label: str, shard: int, stands: Comm
         "featlib.rounds": str(stands.rounds),
         "featlib.pieces": to_json(sorted(key.rpartition("/")[2] for key in stands.pieces)),
     }
-    sink = io.BytesIO()
     table = stands.outcomes.replace_schema_metadata(with_footer(OUTCOMES, footer).metadata)
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    store.put(f"{keys.outcomes(label)}/{PartName(shard)}", sink.getvalue())
+    store.put(f"{keys.outcomes(label)}/{PartName(shard)}", sealed(table))
+
+
+def read_outcomes(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one outcomes object, or only ``columns`` of them.
+
+    Raises:
+        DamagedError: It is not what was put.
+        StoppedError: It is gone.
+    """
+    try:
+        data = store.get(key)
+    except FileNotFoundError:
+        raise StoppedError(f"{key}: somebody has just removed it; run the same command again") from None
+    return read_sealed(data, key, columns)

@@ -10,6 +10,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from featlib.errors import StoppedError
 from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
 from featlib.layout import Keys, PartName
+from featlib.sealed import check_seal, open_sealed, reread, seal_file, sealable
 from featlib.shards.commit import Committed, put_committed, read_committed
 from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, as_features, with_footer
 from featlib.shards.staging import StagedItem, read_piece
@@ -148,7 +150,7 @@ class _PartWriter:
 
     def __init__(self, folder: Path, footer: Mapping[str, str], max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
-        self._schema = with_footer(FEATURES, footer)
+        self._schema = sealable(with_footer(FEATURES, footer))
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self._waiting_bytes = self._written_bytes = 0
@@ -242,7 +244,9 @@ def publish_shard(
                 on_event("features_put", key)
         for key in present:
             if (name := key.rpartition("/")[2]) not in hashes:
-                hashes[name] = hashlib.sha256(store.get(key)).hexdigest()
+                data = store.get(key)
+                check_seal(data, key)
+                hashes[name] = hashlib.sha256(data).hexdigest()
         outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
         used = {key for item in staged.values() for key, _ in item.pieces.values()}
         stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces))
@@ -344,11 +348,15 @@ def _key_order(rows: pa.Table) -> npt.NDArray[np.int64]:
 def _visible_keys(store: Store, present: Sequence[str]) -> dict[tuple[str, int, int], str]:
     found: dict[tuple[str, int, int], str] = {}
     for key in present:
-        with store.open(key) as file:
-            table = pq.read_table(file, columns=list(KEY))
+        table = reread(key, partial(_read_keys, store, key))
         columns = (table[name].to_pylist() for name in KEY)
         found.update(dict.fromkeys(zip(*columns, strict=True), key))
     return found
+
+
+def _read_keys(store: Store, key: str) -> pa.Table:
+    with open_sealed(store, key) as file:
+        return pq.read_table(file, columns=list(KEY), page_checksum_verification=True)
 
 
 def _homes(visible: Mapping[tuple[str, int, int], str]) -> dict[str, list[str]]:
@@ -378,7 +386,7 @@ def _put_replacements(
     """Rewrites objects whose items changed; those that only lose rows go first, so no key is ever there twice."""
     order = pa.array([item.media_id for item in items])
     for key in sorted(replacements, key=lambda k: any(t.num_rows for t in replacements[k].values())):
-        old = pq.read_table(io.BytesIO(store.get(key)))
+        old = _read_whole(store, key, hashes.get(key.rpartition("/")[2]))
         kept = old.filter(pc.invert(pc.is_in(old["media_id"], pa.array(list(replacements[key])))))
         rows = pa.concat_tables([as_features(kept), *replacements[key].values()])
         place = pc.index_in(rows["media_id"], order)
@@ -389,8 +397,20 @@ def _put_replacements(
         yield key
 
 
+def _read_whole(store: Store, key: str, sha256: str | None) -> pa.Table:
+    """All rows of a features object that is about to be replaced; rows of a damaged one would be published anew.
+
+    Args:
+        sha256: With which it was committed. Where a publish was cut behind its replacement, its own seal tells.
+    """
+    data = store.get(key)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        check_seal(data, key)
+    return pq.read_table(io.BytesIO(data))
+
+
 def _write_whole(rows: pa.Table, provenance: Provenance, path: Path) -> None:
-    schema = with_footer(FEATURES, provenance.footer())
+    schema = sealable(with_footer(FEATURES, provenance.footer()))
     step = max(1, ROW_GROUP_BYTES // _bytes_a_row(rows))
     pq.write_table(
         rows.cast(schema),
@@ -413,6 +433,7 @@ def _new_names(shard: int, round_: int, present: Sequence[str]) -> Iterator[Part
 
 
 def _put_file(store: Store, key: str, path: Path) -> str:
+    seal_file(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     store.put_file(key, str(path))

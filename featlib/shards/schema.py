@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featlib.errors import ConfigError
+from featlib.errors import ConfigError, DamagedError
 
 FEATURES = pa.schema(
     [
@@ -109,7 +109,7 @@ def reading(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (DamagedError, pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"{key}: is damaged ({reason}); featlib verify says what else is, extract it again") from None
 

@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
+from featlib.errors import DamagedError
 from featlib.items import ItemReport
 from featlib.layout import Keys
+from featlib.sealed import told_as_damage
 from featlib.shards.schema import FEATURES, to_json
 from featlib.storage import Store
 
@@ -92,6 +94,7 @@ def stage(
 ) -> str:
     """Puts one piece, whole; gives its key."""
     metadata = {"reports": to_json([r.to_dict() for r in reports]), "fingerprints": to_json(fingerprints)}
+    metadata["sha256"] = _head_sha256(*(metadata[name].encode() for name in ("reports", "fingerprints")))
     schema = PIECE.with_metadata(metadata)
     buffer = io.BytesIO()
     with pa.ipc.new_stream(buffer, schema) as writer:
@@ -154,18 +157,32 @@ def _shard_of(key: str) -> int:
 
 
 def _read_head(store: Store, key: str) -> Piece | None:
+    # A bit may be flipped on the way, and what is not staged is done again.
+    return _head_as_read(store, key) or _head_as_read(store, key)
+
+
+def _head_as_read(store: Store, key: str) -> Piece | None:
     try:
-        with store.open(key) as file:
+        with told_as_damage(key), store.open(key) as file:
             metadata = pa.ipc.open_stream(file).schema.metadata or {}
+            if metadata[b"sha256"].decode() != _head_sha256(metadata[b"reports"], metadata[b"fingerprints"]):
+                return None
         reports = tuple(ItemReport.from_dict(r) for r in json.loads(metadata[b"reports"]))
         return Piece(key, json.loads(metadata[b"fingerprints"]), reports)
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError, FileNotFoundError):
+    except (DamagedError, FileNotFoundError):
         return None
+
+
+def _head_sha256(reports: bytes, fingerprints: bytes) -> str:
+    return hashlib.sha256(reports + b"\n" + fingerprints).hexdigest()
 
 
 def read_piece(store: Store, key: str) -> pa.Table | None:
     """The rows of a piece (schema ``PIECE``); None when its bytes are not those that were staged."""
-    data = store.get(key)
+    try:
+        data = store.get(key)
+    except DamagedError:
+        return None
     if hashlib.sha256(data).hexdigest() != key.removesuffix(_SUFFIX).rpartition("-")[2]:
         return None
     return pa.ipc.open_stream(data).read_all()

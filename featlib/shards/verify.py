@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featlib.errors import DamagedError
 from featlib.layout import Keys, PartName
+from featlib.sealed import check_seal
+from featlib.shards.commit import read_outcomes
 from featlib.shards.schema import KEY, read_footer
 from featlib.storage import Store
 
 _SHOWN = 5
+_DAMAGE = (DamagedError, pa.ArrowException, OSError, KeyError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,11 @@ def _check_shard(store: Store, found: _Findings, shard: int, objects: Sequence[s
     hashes: dict[str, str] = {}
     promised: dict[str, int] = {}
     for key in outcomes:
-        table = _read(store, found, key, None, ["media_id", "status", "num_rows"])
-        if table is None:
-            continue
         try:
+            table = read_outcomes(store, key, ["media_id", "status", "num_rows"])
             hashes.update(json.loads(read_footer(table.schema.metadata)["featlib.features"]))
-        except (KeyError, ValueError):
-            found.damaged.append(f"{key} (no featlib footer)")
+        except _DAMAGE as error:
+            found.damaged.append(_told(key, error))
             continue
         for media_id, status, rows in zip(*(c.to_pylist() for c in table.columns), strict=True):
             if media_id in found.outcomes:
@@ -163,10 +165,15 @@ def _count_rows(
 def _read(store: Store, found: _Findings, key: str, sha256: str | None, columns: list[str]) -> pa.Table | None:
     try:
         data = store.get(key)
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            found.damaged.append(key)
-            return None
+        if sha256 is None:
+            check_seal(data, key)
+        elif hashlib.sha256(data).hexdigest() != sha256:
+            raise DamagedError(key)
         return pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        found.damaged.append(f"{key} ({' '.join(str(error).split())[:80]})")
+    except _DAMAGE as error:
+        found.damaged.append(_told(key, error))
         return None
+
+
+def _told(key: str, error: Exception) -> str:
+    return key if isinstance(error, DamagedError) else f"{key} ({' '.join(str(error).split())[:80]})"

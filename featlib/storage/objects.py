@@ -10,12 +10,13 @@ class StoreOptions:
     Args:
         endpoint_url: Of an S3 store other than AWS; None: ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, when set.
         anon: Send unsigned requests.
-        deadline_s: How long one operation is repeated while the store does not answer properly.
+        deadline_s: How long one operation is repeated while the store does not answer properly: a
+            minute without any store is outlived.
     """
 
     endpoint_url: str | None = None
     anon: bool = False
-    deadline_s: float = 60.0
+    deadline_s: float = 120.0
 
 
 DEFAULT_OPTIONS = StoreOptions()

@@ -4,12 +4,13 @@ One request an operation, repeated by ``retry.retrying`` alone: the retries insi
 so that the deadline holds and is written down in one place.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from featlib.errors import ConfigError, StoppedError, TransientError
+from featlib.errors import ConfigError, DamagedError, StoppedError, TransientError
 from featlib.storage.objects import ObjectInfo, StoreOptions
 from featlib.storage.retry import is_transient, retrying
 from featlib.storage.urls import redact, split_s3
@@ -17,6 +18,8 @@ from featlib.storage.urls import redact, split_s3
 T = TypeVar("T")
 
 MAX_PUT_BYTES = 5 * 2**30  # Amazon S3 User Guide, "Uploading objects": most for a single PutObject
+_SHA256 = "featlib-sha256"  # name in the metadata of every object that is put
+_READS_OF_DAMAGED = 4
 _DELETE_BATCH = 1000  # API reference, DeleteObjects
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 30
@@ -53,16 +56,34 @@ def put(url: str, data: bytes | memoryview, options: StoreOptions) -> None:
     if len(data) > MAX_PUT_BYTES:
         raise StoppedError(f"{redact(url)}: {len(data)} bytes are too many for one object; S3 allows {MAX_PUT_BYTES}")
     bucket, key = split_s3(url)
-    _call("write", url, options, "put_object", Bucket=bucket, Key=key, Body=bytes(data))
+    body = bytes(data)
+    metadata = {_SHA256: hashlib.sha256(body).hexdigest()}
+    _call("write", url, options, "put_object", Bucket=bucket, Key=key, Body=body, Metadata=metadata)
 
 
 def get(url: str, options: StoreOptions, byte_range: tuple[int, int] | None = None, etag: str | None = None) -> bytes:
     """The whole object, or its bytes ``[start, stop)``; with ``etag`` only while it is still the same object.
 
+    A whole object that ``put`` put is held against its SHA-256.
+
     Raises:
         FileNotFoundError: There is no such object.
         StaleObjectError: It is another one by now.
+        DamagedError: Its bytes are not those that were put, however often it is read.
     """
+    if byte_range is not None:
+        return _get(url, options, byte_range, etag)[0]
+    for _ in range(_READS_OF_DAMAGED):  # a bit may have been flipped on the way
+        body, promised = _get(url, options, None, etag)
+        if promised is None or hashlib.sha256(body).hexdigest() == promised:
+            return body
+    raise DamagedError(redact(url))
+
+
+def _get(
+    url: str, options: StoreOptions, byte_range: tuple[int, int] | None, etag: str | None
+) -> tuple[bytes, str | None]:
+    """Bytes of an object, and the SHA-256 of all of them, where one was put with it."""
     from fsspec.asyn import sync
 
     bucket, key = split_s3(url)
@@ -72,21 +93,21 @@ def get(url: str, options: StoreOptions, byte_range: tuple[int, int] | None = No
     if etag is not None:
         request["IfMatch"] = f'"{etag}"'
 
-    def fetch() -> bytes:
+    def fetch() -> tuple[bytes, str | None]:
         client = _client(options)
-        body: bytes = sync(client.loop, _read_body, client, request)
+        body, metadata = sync(client.loop, _read_body, client, request)
         if byte_range is not None and len(body) != byte_range[1] - byte_range[0]:
             raise ConnectionError(f"{len(body)} bytes came of {byte_range[1] - byte_range[0]}")
-        return body
+        return body, metadata.get(_SHA256)
 
     return _guarded("read", url, options, fetch)
 
 
-async def _read_body(client: Any, request: dict[str, Any]) -> bytes:
+async def _read_body(client: Any, request: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
     response = await client._call_s3("get_object", **request)
     async with response["Body"] as body:
         data: bytes = await body.read()
-    return data
+    return data, {name.lower(): value for name, value in response.get("Metadata", {}).items()}
 
 
 def head(url: str, options: StoreOptions) -> ObjectInfo:

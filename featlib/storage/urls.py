@@ -80,10 +80,13 @@ def folder_of(url: str) -> str:
     return os.path.dirname(os.path.abspath(url)).rstrip("/")
 
 
-def resolve(uri: str, base: str) -> str:
+def resolve(uri: str, base: str, *, local_media: bool = False) -> str:
     """``uri`` as an absolute path or URL; a relative one starts from the folder ``base``.
 
     ``..`` is worked out in a bucket and may not leave it; a local ``..`` is kept, since links decide what it means.
+
+    Args:
+        local_media: A local path may be named while ``base`` is remote.
 
     Raises:
         ConfigError: The URI is not allowed, leaves the bucket, or names a local path while ``base`` is remote.
@@ -92,8 +95,10 @@ def resolve(uri: str, base: str) -> str:
     if is_s3(url):
         return url
     if url.startswith("/"):
-        if is_s3(base):
-            raise ConfigError(f"{redact(uri)!r}: a manifest in {redact(base)} cannot name local paths")
+        if is_s3(base) and not local_media:
+            raise ConfigError(
+                f"{redact(uri)!r}: a manifest in {redact(base)} cannot name local paths; --local-media lets it"
+            )
         return url
     if _is_plain(url):
         return f"{base}/{url}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from featlib.aggregation.rows import ShardRows, features_by_shard
 from featlib.aggregation.sources import Source
@@ -19,6 +18,7 @@ from featlib.heads.training import most_padded
 from featlib.layout import Keys
 from featlib.manifest.rows import plain_text
 from featlib.progress import Reporter
+from featlib.shards.commit import read_outcomes
 from featlib.shards.schema import reading
 from featlib.storage import Store
 
@@ -56,8 +56,8 @@ def read_media(store: Store, keys: Keys, labels: Sequence[str]) -> dict[str, Med
 def _outcomes(store: Store, keys: Keys, label: str) -> dict[str, Mapping[str, object]]:
     found = {}
     for info in store.list(keys.outcomes(label)):
-        with reading(info.key), store.open(info.key) as file:
-            found.update({row["media_id"]: row for row in pq.ParquetFile(file).read(columns=_COLUMNS).to_pylist()})
+        with reading(info.key):
+            found.update({row["media_id"]: row for row in read_outcomes(store, info.key, _COLUMNS).to_pylist()})
     return found
 
 

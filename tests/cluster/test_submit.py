@@ -50,6 +50,16 @@ class Head:
             check=False,
         )
 
+    def featlib_submit(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "featlib"), "submit", "--address", self.address, *words],
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=JOB_S,
+            check=False,
+        )
+
     def submit(self, working_dir: Path, *entrypoint: str) -> subprocess.CompletedProcess[str]:
         words = ("submit", "--address", self.address, "--working-dir", str(working_dir), "--", *entrypoint)
         return self.run(*words, timeout_s=JOB_S)
@@ -57,14 +67,30 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp", ignore_cleanup_errors=True) as folder:  # socket paths
+    with (
+        tempfile.TemporaryDirectory(prefix="fl", dir="/tmp", ignore_cleanup_errors=True) as folder,  # socket paths
+        running_head(Path(folder), closed_environment(Path(folder))) as head,
+    ):
+        yield head
+
+
+@pytest.fixture(scope="module")
+def open_head() -> Iterator[Head]:
+    """One as people start it who think of nothing."""
+    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp", ignore_cleanup_errors=True) as folder:
         environment = closed_environment(Path(folder))
-        ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
-        address = f"http://127.0.0.1:{ports['--dashboard-port']}"
-        with ray_head(Path(folder), ports, environment) as process:
-            head = Head(address, environment)
-            wait_until_up(head, process, Path(folder) / "head.log")
+        del environment["RAY_AUTH_TOKEN"]
+        with running_head(Path(folder), {**environment, "RAY_AUTH_MODE": "disabled"}) as head:
             yield head
+
+
+@contextmanager
+def running_head(folder: Path, environment: dict[str, str]) -> Iterator[Head]:
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    head = Head(f"http://127.0.0.1:{ports['--dashboard-port']}", environment)
+    with ray_head(folder, ports, environment) as process:
+        wait_until_up(head, process, folder / "head.log")
+        yield head
 
 
 def closed_environment(home: Path) -> dict[str, str]:
@@ -179,6 +205,38 @@ def test_submitted_mistake_fails_with_one_line(head: Head, working_dir: Path) ->
     (line,) = {line for line in done.stdout.splitlines() if line.startswith("featlib:")}  # Ray repeats the log's end
     assert "dataset" in line
     assert "Traceback" not in done.stdout
+
+
+def test_featlib_submit_follows_the_job_and_ends_with_its_exit_code(head: Head, working_dir: Path) -> None:
+    arguments = ("--working-dir", str(working_dir), "--", "extract", "--config", "job.yaml")
+    done = head.featlib_submit(*arguments, "--dataset", "by-featlib")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "submitted as" in done.stderr
+    assert "token" not in done.stderr, "the cluster is closed"
+    assert "rows in" in done.stdout, "what the job prints is shown"
+    features = featlib.open_features(str(working_dir.parent / "out"), dataset="by-featlib", model="squeezenet1_1")
+    assert len(features.outcomes()) == 3
+    wrong = head.featlib_submit(*arguments, "--dataset", "2024-01-01")
+    assert wrong.returncode == 2, wrong.stdout[-3000:] + wrong.stderr[-3000:]
+    assert "2024-01-01" in wrong.stdout
+
+
+def test_featlib_submit_is_refused_in_one_line(head: Head) -> None:
+    stranger = head.featlib_submit("--", "extract", "--help", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    assert stranger.returncode == 1
+    assert stranger.stderr.startswith("featlib: ")
+    assert stranger.stderr.count("\n") == 1
+    other = head.featlib_submit("--", "models")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+
+
+def test_featlib_submit_warns_of_an_open_cluster(open_head: Head) -> None:
+    done = open_head.featlib_submit("--no-wait", "--", "extract", "--help")
+    assert done.returncode == 0, done.stderr
+    warning, submitted = done.stderr.splitlines()
+    assert open_head.address in warning
+    assert "CVE-2023-48022" in warning
+    assert "submitted as" in submitted
 
 
 def test_stranger_is_not_let_in(head: Head) -> None:

@@ -1,6 +1,11 @@
 import hashlib
+import io
+import json
+import math
 import os
 import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +213,76 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError):
         resolved("squeezenet1_1", path)
     assert not sprung.exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "raw", "raw, protocol 0", "in a tensor's place", "tar"])
+def test_no_kind_of_pickle_writes_the_canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    sprung, path = tmp_path / "sprung", tmp_path / "w.pth"
+    trap = _Trap(sprung)
+    if kind in ("zip", "legacy"):
+        torch.save(trap, path, _use_new_zipfile_serialization=kind == "zip")
+    elif kind == "in a tensor's place":
+        torch.save({**SQUEEZENET.construct(()).state_dict(), "classifier.1.bias": trap}, path)
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            for name in ("sys_info", "pickle", "storages", "tensors"):
+                data = pickle.dumps(trap)
+                header = tarfile.TarInfo(name)
+                header.size = len(data)
+                archive.addfile(header, io.BytesIO(data))
+    else:
+        path.write_bytes(pickle.dumps(trap, protocol=0 if kind.endswith("0") else 4))
+    with pytest.raises(ConfigError, match=r"w\.pth"):
+        resolved("squeezenet1_1", path)
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(trap))  # it would have
+    assert sprung.exists()
+
+
+def _claiming(path: Path, shape: tuple[int, ...], kind: str) -> None:
+    """A file of a few hundred bytes that says it holds a tensor of ``shape``."""
+    if kind == "safetensors":
+        nbytes = 4 * math.prod(shape)
+        header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, nbytes]}}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        return
+    expanded = torch.zeros(1).as_strided(shape, (0,) * len(shape))  # one number, whatever the shape
+    torch.save({"classifier.1.weight": expanded}, path, _use_new_zipfile_serialization=kind == "pth")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "legacy.pth"])
+def test_a_file_that_claims_a_million_million_numbers_costs_no_memory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"w.{kind}"
+    _claiming(path, (1_000_000, 1_000_000), kind)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ConfigError, match=r"w\.") as caught:
+        resolved("squeezenet1_1", path)
+    assert "allocate" not in str(caught.value), "the memory for it was asked for"
+
+
+def test_a_file_that_unpacks_to_more_than_it_is_long_is_refused(tmp_path: Path) -> None:
+    path, other = tmp_path / "w.pth", tmp_path / "o.pth"
+    torch.save({"classifier.1.weight": torch.zeros(4 << 20)}, path)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as packed:
+        for info in whole.infolist():
+            packed.writestr(info.filename, whole.read(info))
+    assert other.stat().st_size < 100_000
+    with pytest.raises(ConfigError, match=r"o\.pth: unpacks to 16"):
+        resolved("squeezenet1_1", other)
+
+
+def test_a_file_is_held_to_its_sha256(tmp_path: Path, squeezenet: torch.nn.Module) -> None:
+    path = saved(tmp_path / "w.pth", squeezenet.state_dict())
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert resolved("squeezenet1_1", path, weights_sha256=right.upper()).weights_sha256 == right
+    path.write_bytes(pickle.dumps(_Trap(tmp_path / "sprung")))
+    with pytest.raises(ConfigError, match=rf"has the SHA-256 [0-9a-f]{{64}}, not {right}"):
+        resolved("squeezenet1_1", path, weights_sha256=right)  # told before anything in it is looked at
+    with pytest.raises(ConfigError, match="random:0 is no file"):
+        resolve(ModelConfig(network="squeezenet1_1", weights="random:0", weights_sha256=right), OPTIONS)
+    with pytest.raises(ValueError, match="64 hex digits"):
+        ModelConfig(network="squeezenet1_1", weights_sha256="abc")
 
 
 def test_weights_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

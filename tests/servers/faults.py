@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from types import TracebackType
 from typing import Literal
 from urllib.parse import urlsplit
@@ -30,7 +31,7 @@ class FaultProxy:
     """Passes requests on, except those for which ``script`` names a fault.
 
     ``lost_reply``: the store does the work, the client never hears of it. ``stall``: no answer until the proxy stops.
-    ``short_stall``: no answer for a while, then a reset. ``flip_request``, ``flip_answer``: one bit in the middle of
+    ``short_stall``: no answer for a while, then a reset. ``flip_request``, ``flip_answer``: one bit somewhere in
     the body is another, where there is a body.
 
     Args:
@@ -41,6 +42,7 @@ class FaultProxy:
     def __init__(self, upstream: str, script: Callable[[str, str], Fault | None]) -> None:
         self.requests: list[tuple[str, str, Fault | None]] = []
         self._script = script
+        self._random = Random(0)
         self._upstream = urlsplit(upstream).netloc
         self._stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -95,11 +97,11 @@ class FaultProxy:
         for name, value in handler.headers.items():  # Host too: it is signed
             if name.lower() not in ("connection", "transfer-encoding", "expect"):
                 connection.putheader(name, value)
-        connection.endheaders(_flipped(body) if fault == "flip_request" else body)
+        connection.endheaders(self._flipped(body) if fault == "flip_request" else body)
         answer = connection.getresponse()
         data = answer.read()
         if fault == "flip_answer":
-            data = _flipped(data)
+            data = self._flipped(data)
         connection.close()
         if fault == "lost_reply":
             _reset(handler.connection)
@@ -112,11 +114,12 @@ class FaultProxy:
         handler.end_headers()
         handler.wfile.write(data[: len(data) // 2] if fault == "truncate" else data)
 
-
-def _flipped(data: bytes) -> bytes:
-    """One bit in the middle is another."""
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :] if data else data
+    def _flipped(self, data: bytes) -> bytes:
+        """One bit is another."""
+        if not data:
+            return data
+        place, bit = divmod(self._random.randrange(8 * len(data)), 8)
+        return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes:

@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Any
 
 START_DEADLINE_S = 30.0
-ACCOUNT, USER, SECRET = "test", "tester", "testing"
+ACCOUNT, USER, USER_SECRET = "test", "tester", "testing"
+USER_KEY = f"{ACCOUNT}:{USER}"
 _BACKENDS = ("account", "container", "object")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -68,7 +69,7 @@ _PROXY_FILTERS: dict[str, dict[str, str]] = {
     "listing_formats": {},
     "bulk": {},
     "s3api": {"location": "us-east-1", "s3_acl": "false", "max_upload_part_num": "10000"},
-    "tempauth": {f"user_{ACCOUNT}_{USER}": f"{SECRET} .admin"},
+    "tempauth": {},
     "copy": {},
     "slo": {"max_manifest_segments": "10000"},
     "dlo": {},
@@ -86,8 +87,8 @@ class SwiftServer:
     """
 
     root: Path
-    key: str = f"{ACCOUNT}:{USER}"
-    secret: str = SECRET
+    key: str = USER_KEY
+    secret: str = USER_SECRET
     ports: dict[str, int] = field(default_factory=dict)
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -96,7 +97,7 @@ class SwiftServer:
         return f"http://127.0.0.1:{self.ports['proxy']}"
 
     def __enter__(self) -> "SwiftServer":
-        self.ports = dict(zip((*_BACKENDS, "proxy"), _free_ports(4), strict=True))
+        self.ports = dict(zip((*_BACKENDS, "proxy"), free_ports(4), strict=True))
         try:
             self._write_configuration()
             self._write_rings()
@@ -161,7 +162,7 @@ class SwiftServer:
         user = pwd.getpwuid(os.getuid()).pw_name
         for kind, port in self.ports.items():
             text = _COMMON.format(port=port, etc=etc, user=user, root=self.root)
-            text += _proxy_pipeline() if kind == "proxy" else _BACKEND.format(root=self.root, kind=kind)
+            text += _proxy_pipeline(self.secret) if kind == "proxy" else _BACKEND.format(root=self.root, kind=kind)
             (etc / f"{kind}.conf").write_text(text)
 
     def _write_rings(self) -> None:
@@ -179,7 +180,7 @@ class SwiftServer:
                 stdout=log,
                 stderr=log,
                 process_group=0,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self.processes.append(process)
 
@@ -206,16 +207,27 @@ class SwiftServer:
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.root.glob("*.log")))
 
 
-def _proxy_pipeline() -> str:
+def user_environment() -> dict[str, str]:
+    """What lets a process into any server of the tests."""
+    return {
+        "AWS_ACCESS_KEY_ID": USER_KEY,
+        "AWS_SECRET_ACCESS_KEY": USER_SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def _proxy_pipeline(secret: str) -> str:
+    filters = {**_PROXY_FILTERS, "tempauth": {f"user_{ACCOUNT}_{USER}": f"{secret} .admin"}}
     lines = ["[pipeline:main]", f"pipeline = {' '.join(_PROXY_FILTERS)} proxy-server"]
     lines += ["[app:proxy-server]", "use = egg:swift#proxy", "allow_account_management = true"]
     lines += ["account_autocreate = true", "node_timeout = 60"]
-    for name, settings in _PROXY_FILTERS.items():
+    for name, settings in filters.items():
         lines += [f"[filter:{name}]", f"use = egg:swift#{name}", *(f"{k} = {v}" for k, v in settings.items())]
     return "\n".join(lines) + "\n"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -226,5 +238,5 @@ def _free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

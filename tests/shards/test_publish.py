@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featlib.backlog import Backlog
+from featlib.errors import DamagedError
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems, read_plan
 from featlib.shards.publish import DamagedPieceError, ShardJob, publish_shard, unique_rows
@@ -253,3 +254,40 @@ def test_nothing_below_own_folder_ends_in_parquet(store: Store) -> None:
     assert [i.key for i in store.list("") if i.key.endswith(".parquet")] == []
     assert all(i.key.startswith("_featlib/") for i in store.list(""))
     assert Keys("d").own == "_featlib/d"
+
+
+def test_rows_of_a_damaged_object_are_not_published_anew(store: Store) -> None:
+    """``--changed`` rewrites an object: what it keeps of it must be what was committed."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    key = f"{KEYS.features('a')}/part-00000.parquet"
+    whole = store.get(key)
+    for place in (len(whole) // 2, len(whole) - 20, 8):
+        store.put(key, whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        staged(store, "s-0", [Item("v1", etag="new")])
+        with pytest.raises(DamagedError, match=r"part-00000\.parquet: is damaged"):
+            publish(store, etags={"v1": "new"})
+    store.put(key, whole)
+    publish(store, etags={"v1": "new"})
+    assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
+    check_hashes(store, "a")
+
+
+def test_a_replacement_whose_commit_was_cut_is_taken_up_by_its_own_seal(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    staged(store, "s-0", [Item("v1", etag="new")])
+
+    def dies(name: str, key: str) -> None:
+        if name == "features_put":
+            raise KeyboardInterrupt
+
+    cut = publisher(store, etags={"v1": "new"})
+    cut.on_event = dies
+    with pytest.raises(KeyboardInterrupt):
+        cut.publish(0)
+    publish(store, etags={"v1": "new"})
+    assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
+    check_hashes(store, "a")

@@ -3,11 +3,13 @@
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
 
 import pyarrow.parquet as pq
 import pytest
 
 from featlib.plan import PlanItems, read_plan
+from featlib.sealed import sealed
 from featlib.shards.publish import ShardJob, publish_shard
 from featlib.shards.staging import list_pieces, staged_items
 from featlib.shards.verify import Verification, verify
@@ -93,9 +95,7 @@ def test_uncommitted(store: Store) -> None:
 def _rewritten(store: Store, key: str, change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
     """Another object under the same key, as valid as the first."""
     old = pq.read_table(io.BytesIO(store.get(key)))
-    sink = io.BytesIO()
-    pq.write_table(old.from_pylist(change(old.to_pylist()), schema=old.schema), sink)
-    store.put(key, sink.getvalue())
+    store.put(key, sealed(old.from_pylist(change(old.to_pylist()), schema=old.schema)))
 
 
 def test_duplicate_row_in_another_object(store: Store) -> None:
@@ -129,10 +129,28 @@ def test_a_foreign_outcomes_object_is_damage(store: Store) -> None:
     table = pq.read_table(io.BytesIO(store.get(OUTCOMES))).replace_schema_metadata(None)
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    store.put(OUTCOMES, sink.getvalue())
-    found = _verify(store)
-    assert any("part-00001" in text for text in found.damaged)
-    assert not found.complete
+    for foreign in (sink.getvalue(), sealed(table)):
+        store.put(OUTCOMES, foreign)
+        found = _verify(store)
+        assert any("part-00001" in text for text in found.damaged)
+        assert not found.complete
+
+
+def test_every_flipped_bit_is_seen(store: Store) -> None:
+    """At rest; `make torture` flips a thousand."""
+    random = Random(5)
+    for _ in range(60):
+        key = random.choice([PART, OUTCOMES])
+        whole = store.get(key)
+        bit = random.randrange(8 * len(whole))
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        store.put(key, bytes(data))
+        found = _verify(store)
+        store.put(key, whole)
+        assert found.damaged, f"bit {bit} of {key}"
+        assert not found.complete
+    assert _verify(store).complete
 
 
 @pytest.mark.parametrize(("max_failed", "complete"), [(0.0, False), (0.32, False), (0.34, True), (1.0, True)])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from featlib.errors import TransientError
+from featlib.errors import DamagedError, TransientError
+from featlib.shards.staging import read_piece
 from featlib.storage import Store, StoreOptions, open_media
 from tests.servers.faults import FAULTS, Fault, FaultProxy
 from tests.servers.swift import SwiftServer
@@ -68,6 +69,48 @@ def test_faults_in_a_row_are_outlived(store: Store, script: Script, proxy: Fault
     assert store.stat("a") is None
     if fault != "truncate":  # half of an empty answer is a whole one
         assert [found for _, _, found in proxy.requests].count(fault) == 10
+
+
+@pytest.mark.parametrize("fault", ["flip_answer", "flip_request", "short_stall"])
+def test_flipped_bits_and_stalls_on_the_way_are_outlived(store: Store, script: Script, fault: Fault) -> None:
+    script.faults = [fault]
+    store.put("a", DATA)
+    script.faults = [fault]
+    assert store.get("a") == DATA
+    assert script.faults == []
+
+
+def test_a_bit_that_is_flipped_in_the_store_is_seen(store: Store, s3_env: SwiftServer) -> None:
+    """Its metadata stay, as where a disk below the store is at fault."""
+    import boto3
+
+    store.put("a", DATA)
+    bucket, _, key = f"{store.url}/a".removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3_env.endpoint_url)
+    metadata = client.head_object(Bucket=bucket, Key=key)["Metadata"]
+    client.put_object(Bucket=bucket, Key=key, Body=DATA[:-1] + bytes([DATA[-1] ^ 4]), Metadata=metadata)
+    with pytest.raises(DamagedError, match=r"s3://.*/a: is damaged"):
+        store.get("a")
+
+
+def test_a_damaged_piece_in_a_store_counts_as_not_staged(store: Store, s3_env: SwiftServer) -> None:
+    """It is done again; a job that stopped at it would stop for ever."""
+    import boto3
+
+    store.put("stage/00000/r-0-abc.piece", DATA)
+    bucket, _, key = f"{store.url}/stage/00000/r-0-abc.piece".removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3_env.endpoint_url)
+    metadata = client.head_object(Bucket=bucket, Key=key)["Metadata"]
+    client.put_object(Bucket=bucket, Key=key, Body=b"other bytes", Metadata=metadata)
+    assert read_piece(store, "stage/00000/r-0-abc.piece") is None
+
+
+def test_objects_of_others_are_read_as_they_are(store: Store, s3_env: SwiftServer) -> None:
+    import boto3
+
+    bucket, _, key = f"{store.url}/a".removeprefix("s3://").partition("/")
+    boto3.client("s3", endpoint_url=s3_env.endpoint_url).put_object(Bucket=bucket, Key=key, Body=b"theirs")
+    assert store.get("a") == b"theirs"
 
 
 def test_a_put_is_one_request(store: Store, proxy: FaultProxy) -> None:

@@ -77,6 +77,12 @@ def test_a_remote_base_is_not_left(uri: str) -> None:
             resolve(uri, "s3://b/m")
 
 
+def test_a_remote_base_names_local_paths_when_that_is_asked_for() -> None:
+    assert resolve("/data/a.mp4", "s3://b/m", local_media=True) == "/data/a.mp4"
+    with pytest.raises(ConfigError, match="--local-media"):
+        resolve("/data/a.mp4", "s3://b/m")
+
+
 def test_folder_of(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     assert folder_of("m.csv") == str(tmp_path)

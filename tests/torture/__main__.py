@@ -3,6 +3,10 @@
 python -m tests.torture                                     # everything, as make torture
 python -m tests.torture publishing --kills 900 --seed 0
 python -m tests.torture publishing --seed 3 --phase grown --at 17 --after    # one kill, as a failure names it
+python -m tests.torture faults --share 0.1 --stories 5
+python -m tests.torture outage --seconds 60
+python -m tests.torture rivals --kills 20                   # drivers started on one output at once, on every store
+python -m tests.torture flips --kills 1000
 python -m tests.torture job --kills 100
 python -m tests.torture mutants --seed 4711 --kills 1
 """
@@ -12,21 +16,24 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from random import Random
 
-from tests.servers.swift import SwiftServer
-from tests.torture import job, mutants
-from tests.torture.publishing import Kill, Stage, kills, stage_in
+from tests.servers.others import OtherServer, is_installed
+from tests.servers.swift import SwiftServer, user_environment
+from tests.torture import faulty, flips, job, mutants
+from tests.torture.publishing import Kill, Stage, Tellers, kills, stage_in
 from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 
 _KILLS_A_SCENE = 30
 _SWIFT_SHARE = 10  # one kill in so many is played on an object store
+_STORES = ("disk", "swift", "moto", "rclone")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,70 +41,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     tallies = []
     with tempfile.TemporaryDirectory(prefix="featlib-torture-") as folder:
-        if given.what in ("publishing", "all"):
-            tallies += _publishing(given, Path(folder))
-        if given.what in ("job", "all"):
-            tallies.append(job.torture(Path(folder) / "job", given.kills or 100, given.seed))
-        if given.what in ("mutants", "all"):
-            tallies.append(mutants.torture(Path(folder) / "mutants", given.kills or 10_000, given.seed))
+        for name in _PARTS if given.what == "all" else (given.what,):
+            part = Path(folder) / name
+            part.mkdir()
+            tallies += _PARTS[name](given, part)
     for tally in tallies:
         print(tally.text())
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if any(tally.failures for tally in tallies) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "publishing", "job", "mutants"), default="all")
-    parser.add_argument("--kills", type=int, help="how many (900 of publishing, 100 of the job, 10,000 mutants)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--phase", choices=PHASES)
-    parser.add_argument("--at", type=int, help="one kill alone, at this operation")
-    parser.add_argument("--after", action="store_true")
-    parser.add_argument("--again", type=int)
-    parser.add_argument("--store", choices=("disk", "swift"), help="one kind of store alone")
-    return parser
+@dataclass(frozen=True)
+class _Place:
+    """Where outputs are made, and how the store there is reached."""
+
+    name: str
+    output: str | None = None
+    endpoint_url: str | None = None
+
+
+@contextmanager
+def _place(name: str, folder: Path) -> Iterator[_Place]:
+    if name == "disk":
+        yield _Place(name)
+        return
+    with SwiftServer(folder / name) if name == "swift" else OtherServer(name, folder / name) as server:
+        os.environ.update(user_environment())
+        yield _Place(name, f"s3://{server.bucket()}", server.endpoint_url)
+
+
+def _stores(given: argparse.Namespace) -> list[str]:
+    if given.store:
+        return [given.store]
+    there = [name for name in _STORES if name in ("disk", "swift") or is_installed(name)]
+    for name in set(_STORES) - set(there):
+        print(f"{name} is not installed and is left out", file=sys.stderr)
+    return there
 
 
 def _publishing(given: argparse.Namespace, folder: Path) -> list[Tally]:
     total = given.kills or 900
-    on_swift = {"disk": 0, "swift": total, None: total // _SWIFT_SHARE}[given.store]
+    on_swift = total // _SWIFT_SHARE
+    shares = {given.store: total} if given.store else {"disk": total - on_swift, "swift": on_swift}
+    if given.at is not None:
+        shares = {given.store or "disk": 1}
     tallies = []
-    with ExitStack() as stack:
-        if total > on_swift:
-            tally = Tally("kills of plan, stage, commit, publish and clean-up, on a disk")
-            stages = [stack.enter_context(stage_in(folder / f"disk-{i}")) for i in range(given.jobs)]
-            _play(stages, tally, total - on_swift, given)
-            tallies.append(tally)
-        if (on_swift and given.at is None) or given.store == "swift":
-            server = stack.enter_context(SwiftServer(folder / "swift"))
-            os.environ.update(server.environment())
-            tally = Tally("the same, on OpenStack Swift by its S3 API")
+    for name, kills_there in shares.items():
+        if not kills_there:
+            continue
+        with ExitStack() as stack:
+            place = stack.enter_context(_place(name, folder))
+            tally = Tally(f"kills of plan, stage, commit, publish and clean-up, on {name}")
+            outputs = [place.output and f"{place.output}/{i}" for i in range(given.jobs)]
             stages = [
-                stack.enter_context(stage_in(folder / f"swift-{i}", f"s3://{server.bucket()}", server.endpoint_url))
-                for i in range(given.jobs)
+                stack.enter_context(stage_in(folder / f"{name}-{i}", output, place.endpoint_url))
+                for i, output in enumerate(outputs)
             ]
-            _play(stages, tally, on_swift, given)
+            _play(stages, tally, kills_there, given, name)
             tallies.append(tally)
     return tallies
 
 
-def _play(stages: Sequence[Stage], tally: Tally, total: int, given: argparse.Namespace) -> None:
+def _play(stages: Sequence[Stage], tally: Tally, total: int, given: argparse.Namespace, store: str) -> None:
     """Each stage plays stories of its own until all together have come to ``total`` kills."""
     if given.at is not None:
         scene = stages[0].scene(given.seed, given.phase)
         kill = Kill(given.seed, given.phase, given.at, given.after, given.again)
-        tally.add(str(kill), *stages[0].play(scene, kill))
+        tally.add(f"publishing --store {store} {kill}", *stages[0].play(scene, kill))
         return
     with ThreadPoolExecutor(len(stages)) as pool:
         for done in [
-            pool.submit(_stories, stage, tally, total, given.seed + i, len(stages)) for i, stage in enumerate(stages)
+            pool.submit(_stories, stage, tally, total, given.seed + i, len(stages), store)
+            for i, stage in enumerate(stages)
         ]:
             done.result()
 
 
-def _stories(stage: Stage, tally: Tally, total: int, first_seed: int, step: int) -> None:
+def _stories(stage: Stage, tally: Tally, total: int, first_seed: int, step: int, store: str) -> None:
     for seed in count(first_seed, step):
         for phase in PHASES:
             scene = stage.scene(seed, phase)
@@ -105,7 +125,90 @@ def _stories(stage: Stage, tally: Tally, total: int, first_seed: int, step: int)
             for _, kill in zip(range(_KILLS_A_SCENE), order, strict=False):
                 if tally.count >= total:
                     return
-                tally.add(f"publishing {kill}", *stage.play(scene, kill))
+                tally.add(f"publishing --store {store} {kill}", *stage.play(scene, kill))
+
+
+def _faults(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    tallies = []
+    with _place("swift", folder) as place, stage_in(folder / "stage", place.output, place.endpoint_url) as stage:
+        for share in (given.share,) if given.share else (0.1, 0.3):
+            tally, stops = faulty.torture(stage, place.endpoint_url or "", given.stories, given.seed, share)
+            print(f"{share:.0%} faults: {4 * given.stories} jobs came to their end, {stops} runs stopped before")
+            tallies.append(tally)
+    return tallies
+
+
+def _outage(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    with _place("swift", folder) as place, stage_in(folder / "stage", place.output, place.endpoint_url) as stage:
+        tally, stops = faulty.outage(stage, place.endpoint_url or "", given.seed, given.seconds)
+    print(f"{given.seconds:g} s without a store: {len(PHASES)} jobs, {stops} of them stopped")
+    return [tally]
+
+
+def _rivals(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    tallies = []
+    for name in _stores(given):
+        tally = Tally(f"pairs of drivers started at once on one output, on {name}")
+        with (
+            _place(name, folder) as place,
+            stage_in(folder / f"{name}-stage", place.output, place.endpoint_url) as stage,
+        ):
+            rival = Tellers(folder / f"{name}-rival")
+            for number in range(given.kills or 20):
+                random = Random(f"rivals {given.seed} {number}")
+                scene = stage.scene(given.seed + number, random.choice(PHASES))
+                wrong = stage.play_rivals(scene, rival, random.uniform(0.0, 2.0))
+                tally.add(f"rivals --store {name} --seed {given.seed} --kills {number + 1}", 1, wrong)
+            rival.close()
+        tallies.append(tally)
+    return tallies
+
+
+def _flips(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    total = given.kills or 1000
+    with stage_in(folder / "stage") as stage:
+        tallies = [flips.at_rest(stage, folder / "rest", total, given.seed)]
+    with _place("swift", folder) as place:
+        tallies.append(flips.in_flight(f"{place.output}/flips", place.endpoint_url or "", total, given.seed))
+    return tallies
+
+
+def _job(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    return [job.torture(folder / "job", given.kills or 100, given.seed)]
+
+
+def _mutants(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    return [mutants.torture(folder / "mutants", given.kills or 10_000, given.seed)]
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace, Path], list[Tally]]] = {
+    "publishing": _publishing,
+    "faults": _faults,
+    "outage": _outage,
+    "rivals": _rivals,
+    "flips": _flips,
+    "mutants": _mutants,
+    "job": _job,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("all", *_PARTS), default="all")
+    parser.add_argument("--kills", type=int, help="trials: kills, pairs, flips or mutants; default as in make torture")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of publishing")
+    parser.add_argument("--phase", choices=PHASES)
+    parser.add_argument("--at", type=int, help="one kill alone, at this operation")
+    parser.add_argument("--after", action="store_true")
+    parser.add_argument("--again", type=int)
+    parser.add_argument("--store", choices=_STORES, help="one kind of store alone")
+    parser.add_argument("--share", type=float, help="of requests that are spoilt; default 0.1 and then 0.3")
+    parser.add_argument("--stories", type=int, default=5, help="jobs over media of a seed, each in four phases")
+    parser.add_argument("--seconds", type=float, default=60.0, help="without any store")
+    return parser
 
 
 if __name__ == "__main__":

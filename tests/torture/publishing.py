@@ -6,11 +6,15 @@ start again and again, killed at one operation each time, and run once more to i
 
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +31,8 @@ from tests.torture.story import LABELS, PHASES, Story
 
 KEYS = Keys("d")
 _KILLED = -9
+_STOPPED_CLEANLY = re.compile(r"^featlib\.errors\.(Stopped|Transient)Error: .*\s*\Z", re.MULTILINE)
+_LEFT = re.compile(r"^featlib\.errors\.StoppedError: driver .* is at work on dataset", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,24 @@ class Tellers:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._said = folder / "said.json"
+        # What killed jobs leave among the temporary files goes with the folder.
+        (folder / "tmp").mkdir()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.torture.story_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            stderr=subprocess.DEVNULL, text=True, env={**os.environ, "TMPDIR": str(folder / "tmp")},
         )  # fmt: skip
 
-    def tell(self, story: Story, log: Path, at: int | None = None, *, is_after: bool = False) -> tuple[int, str]:
+    def tell(
+        self, story: Story, log: Path, at: int | None = None, *, is_after: bool = False, is_alone: bool = True
+    ) -> tuple[int, str]:
         """Runs the job of a story; gives its exit status and what it said at its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._said.unlink(missing_ok=True)
-        request = {"story": story.to_json(), "at": at, "is_after": is_after, "log": str(log), "said": str(self._said)}
+        request = {
+            "story": story.to_json(), "at": at, "is_after": is_after, "is_alone": is_alone, "log": str(log),
+            "said": str(self._said),
+        }  # fmt: skip
         print(json.dumps(request), file=self._process.stdin, flush=True)
         status = int(self._process.stdout.readline())
         return status, self._said.read_text() if self._said.exists() else ""
@@ -202,6 +215,41 @@ class Stage:
         if redone:
             wrong.append(f"done again though it was staged: {', '.join(redone)}")
         return num_kills, wrong
+
+    def play_through(self, scene: Scene, endpoint_url: str, most_runs: int) -> tuple[int, list[str]]:
+        """Plays with the store at another endpoint, again and again while it stops cleanly; gives the number of runs
+        and what was wrong."""
+        store = self._store("faulty")
+        _copy(self._store("start"), store)
+        story = replace(scene.story, output=store.url, endpoint_url=endpoint_url)
+        said = ""
+        for number in range(1, most_runs + 1):
+            status, said = self._tellers.tell(story, self._folder / "faulty.log")
+            if status == 0:
+                return number, _end(store, scene)
+            if not _STOPPED_CLEANLY.search(said):
+                return number, [f"exit {status}: {said}"]
+        return most_runs, [f"not done after {most_runs} runs: {said}"]
+
+    def play_rivals(self, scene: Scene, rival: Tellers, delay_s: float) -> list[str]:
+        """Two drivers at once, the second so much later: one must do the work, another may only leave with a word."""
+        store = self._store("rivals")
+        _copy(self._store("start"), store)
+        story = replace(scene.story, output=store.url)
+        logs = [self._folder / name for name in ("first.log", "second.log")]
+        for log in logs:
+            log.unlink(missing_ok=True)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(self._tellers.tell, story, logs[0], is_alone=False)
+            time.sleep(delay_s)
+            second = pool.submit(rival.tell, story, logs[1], is_alone=False)
+            ended = [first.result(), second.result()]
+        wrong = [f"exit {status}: {said}" for status, said in ended if status and not _LEFT.search(said)]
+        if all(status for status, _ in ended):
+            wrong.append("neither did the work")
+        did = [set(log.read_text().splitlines()) if log.exists() else set() for log in logs]
+        wrong += [f"both staged {item}" for item in did[0] & did[1]]
+        return wrong + _end(store, scene)
 
 
 def _between(found: Rows, scene: Scene) -> list[str]:

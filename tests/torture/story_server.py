@@ -1,7 +1,7 @@
 """``python -m tests.torture.story_server``: runs stories, each in a process forked from this one, with torch loaded.
 
-A request is a line of JSON: ``story``, ``at`` (null: it lives), ``is_after``, ``log`` and ``said``, a file for what it
-has to say. The answer is the exit status.
+A request is a line of JSON: ``story``, ``at`` (null: it lives), ``is_after``, ``is_alone``, ``log`` and ``said``, a
+file for what it has to say. The answer is the exit status.
 """
 
 import json
@@ -20,7 +20,7 @@ def serve(request: dict[str, Any]) -> None:
 
     doom = Doom(request["at"], is_after=request["is_after"])
     doom.install()
-    summary = run_story(Story.from_json(request["story"]), request["log"])
+    summary = run_story(Story.from_json(request["story"]), request["log"], is_alone=request["is_alone"])
     said = {"operations": doom.operations, "media": dict(summary.media)}
     Path(request["said"]).write_text(json.dumps(said))
 

@@ -31,12 +31,15 @@ from featlib.workers import finished_entry
 from tests.torture.story import Story, done
 
 _POOLS = Pools(1, 1.0, (ExtractPool(("a", "b"), 1, "cpu", 1, 1.0, 0.0),), 3.5)
-_SETTLE_S = 0.05
-"""Of a claim: nobody competes here, and a thousand times 1.5 s is half an hour."""
+_ALONE_S = 0.05
 
 
-def run_story(story: Story, log: str) -> Summary:
-    """Runs the job of a story; each staged item is written to the file ``log`` as a line, when it is staged."""
+def run_story(story: Story, log: str, *, is_alone: bool = True) -> Summary:
+    """Runs the job of a story; each staged item is written to the file ``log`` as a line, when it is staged.
+
+    Args:
+        is_alone: No other driver competes, so that a claim need not settle: a thousand times 1.5 s is half an hour.
+    """
 
     def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterator[dict[str, Any]]:
         store, keys = Store(flow.output, flow.store_options), Keys(flow.dataset)
@@ -63,7 +66,7 @@ def run_story(story: Story, log: str) -> Summary:
             (run, "_flow", _flow),
             (start.RayStart, "begin", lambda self: None),
             (start.RayStart, "pools", lambda self: (_POOLS, 0.0)),
-            (drivers, "SETTLE_S", _SETTLE_S),
+            (drivers, "SETTLE_S", _ALONE_S if is_alone else drivers.SETTLE_S),
         ):
             stack.enter_context(mock.patch.object(where, name, what))
         return extract(ExtractConfig.model_validate(story.config()))

@@ -1,0 +1,91 @@
+"""Keys of a store appear nowhere but in the environment: a whole run is searched for them, with all that Ray keeps."""
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featlib.storage import Store, StoreOptions
+from tests.e2e.clips import write_clips
+from tests.servers.swift import SwiftServer
+
+pytestmark = pytest.mark.s3
+
+KEY, TOKEN, PASSWORD = (f"canary{secrets.token_hex(16)}" for _ in range(3))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
+    """One of its own, whose secret is the canary."""
+    with SwiftServer(tmp_path_factory.mktemp("canary") / "swift", secret=KEY) as server:
+        yield server
+
+
+class Run:
+    """Commands with an environment of their own, and all that they leave behind."""
+
+    def __init__(self, folder: Path, server: SwiftServer) -> None:
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_"))}
+        ray = {"RAY_TMPDIR": str(folder / "r"), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        self._environment = {
+            **kept, **server.environment(), **ray, "TMPDIR": str(folder), "HOME": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }  # fmt: skip
+        self.said = ""
+
+    def __call__(self, *words: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-m", "featlib", *words], env=self._environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        self.said += done.stdout + done.stderr
+        return done.returncode
+
+    def leaks(self, texts: tuple[str, ...]) -> list[str]:
+        """Files below the folder, and what was printed, with one of ``texts`` inside."""
+        found = [f"printed: {self.said}"] if any(text in self.said for text in texts) else []
+        for path in self.folder.rglob("*"):
+            if path.is_file() and any(text.encode() in path.read_bytes() for text in texts):
+                found.append(str(path))
+        return found
+
+
+def test_a_whole_job_shows_no_key(server: SwiftServer, tmp_path: Path) -> None:
+    bucket = server.bucket()
+    for path in write_clips(tmp_path / "clips", 2):
+        server.client().upload_file(str(path), bucket, f"in/{path.name}")
+    server.client().put_object(Bucket=bucket, Key="list.csv", Body=b"uri\nin/clip00.mp4\nin/clip01.mp4\nin/gone.mp4\n")
+    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp", ignore_cleanup_errors=True) as folder:  # socket paths
+        run = Run(Path(folder), server)
+        place = ("--output", f"s3://{bucket}/out", "--dataset", "d")
+        model = ("--model", "squeezenet1_1", "--weights", "random:0", "--max-failed", "1")
+        assert run("extract", f"s3://{bucket}/list.csv", *place, *model) == 0, run.said
+        assert "not_found" in run.said
+        assert run("verify", f"s3://{bucket}/list.csv", *place, "--model", "squeezenet1_1", "--max-failed", "1") == 0
+        assert run("extract", f"s3://{bucket}/list.csv", *place, *model, "--endpoint-url", "http://127.0.0.1:9") == 1
+        assert run("extract", f"s3://me:{PASSWORD}@{bucket}/list.csv", *place, *model) == 2
+        assert run("extract", f"s3://{bucket}/none.csv", *place, *model) == 2
+        logs = list(Path(folder, "r").rglob("raylet.out"))
+        assert logs, "Ray's session folder is among what is searched"
+        assert not run.leaks((KEY, TOKEN, PASSWORD))
+    store = Store(f"s3://{bucket}", StoreOptions(server.endpoint_url))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        objects = {info.key: store.get(info.key) for info in store.list("out")}
+    assert {key.split("/")[1] for key in objects} == {"_featlib", "features", "outcomes"}
+    assert not [key for key, data in objects.items() if any(t.encode() in data for t in (KEY, TOKEN, PASSWORD))]
+
+
+def test_a_canary_that_is_there_would_be_found(server: SwiftServer, tmp_path: Path) -> None:
+    run = Run(tmp_path, server)
+    assert not run.leaks((KEY,))
+    (tmp_path / "log").write_bytes(b"\0some " + KEY.encode())
+    run.said = f"a {TOKEN}"
+    assert len(run.leaks((KEY, TOKEN))) == 2
