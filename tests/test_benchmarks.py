@@ -36,6 +36,8 @@ def test_peers_and_featlib_write_equal_features_of_the_same_frames(
     clips: tuple[Clip, ...], ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    # A plain ray.init takes 127.0.0.1 for an address to be looked for; so it takes it as it is, when it is imported.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     sizes = {"decode_workers": "1", "extract_workers": "1", "extract_threads": "1"}
     outcome = pipelines.resnet50(Setting(clips[0].path.parent, tmp_path, rounds=1, is_small=True, options=sizes))
     measured = {f.subject for f in outcome.figures if f.rounds}
@@ -279,6 +281,8 @@ def test_small_decoding_once_for_all_networks(
     clips: tuple[Clip, ...], ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    # A plain ray.init takes 127.0.0.1 for an address to be looked for; so it takes it as it is, when it is imported.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     sizes = {"decode_workers": "1", "extract_workers": "1", "extract_threads": "1"}
     setting = Setting(clips[0].path.parent, tmp_path, rounds=1, is_small=True, options=sizes)
     outcome = command.workload("three_models")(setting)
