@@ -20,7 +20,10 @@ def work(job: Job) -> dict[str, Any]:
         from benchmarks.peers import plain
 
         preset = plain.preset(job.network)
-        return [{"clip_index": i, "x": preset(p).numpy()} for i, p in enumerate(plain.pictures(job, path))]
+        return [
+            {"clip_index": i, "x": plain.preprocessed(preset, p).numpy()}
+            for i, p in enumerate(plain.pictures(job, path))
+        ]
 
     @daft.cls(max_concurrency=1)
     class Model:

@@ -19,7 +19,7 @@ def work(job: Job) -> dict[str, Any]:
     for name, path in job.clips:
         for i, picture in enumerate(plain.pictures(job, path)):
             rows.append((name, i))
-            waiting.append(preset(picture))
+            waiting.append(plain.preprocessed(preset, picture))
             if len(waiting) == job.batch:
                 features.append(_forward(module, waiting))
                 waiting = []

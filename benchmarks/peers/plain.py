@@ -13,6 +13,8 @@ from torchvision.models import get_model, get_model_weights
 
 from benchmarks.jobs import Job
 
+Preset = Any  # of torchvision, which has no name for what all of them are
+
 
 def network(name: str) -> nn.Module:
     """Random weights of seed 0; what the last linear layer reads is the feature."""
@@ -22,9 +24,24 @@ def network(name: str) -> nn.Module:
     return module
 
 
-def preset(name: str) -> Any:
+def preset(name: str) -> Preset:
     """The preprocessing that is published with the network's weights."""
     return get_model_weights(name).DEFAULT.transforms()
+
+
+def preprocessed(preset: Preset, picture: Tensor) -> Tensor:
+    """float32, as the network reads it; clips by one thread.
+
+    torch's resize without antialiasing gives other last bits with two, and all programs are to read the same pixels.
+    """
+    if picture.ndim == 3:
+        return preset(picture)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return preset(picture)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def frames(path: str, threads: str = "AUTO") -> Iterator[av.VideoFrame]:

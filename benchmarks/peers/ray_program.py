@@ -18,7 +18,7 @@ def decode(batch: Batch, job: Job) -> Batch:
     from benchmarks.peers import plain
 
     preset = plain.preset(job.network)
-    inputs = [preset(p).numpy() for path in batch["path"] for p in plain.pictures(job, path)]
+    inputs = [plain.preprocessed(preset, p).numpy() for path in batch["path"] for p in plain.pictures(job, path)]
     return {"media_id": np.repeat(batch["media_id"], len(inputs)), "clip_index": np.arange(len(inputs)),
             "x": np.stack(inputs)}  # fmt: skip
 
