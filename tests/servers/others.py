@@ -7,11 +7,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from tests.servers.buckets import Buckets
 from tests.servers.swift import START_DEADLINE_S, USER_KEY, USER_SECRET, die_with_parent, free_ports
 
 STORES = ("moto", "rclone")
@@ -28,13 +27,15 @@ def _program(name: str) -> str | None:
     return str(beside) if beside.exists() else shutil.which(wanted)
 
 
-class OtherServer:
+class OtherServer(Buckets):
     """Started by ``with``; ``bucket`` makes fresh buckets.
 
     Args:
         name: Of ``STORES``.
         root: A folder for its objects and its log; must not exist yet.
     """
+
+    key, secret = USER_KEY, USER_SECRET
 
     def __init__(self, name: str, root: Path) -> None:
         self._name, self._root = name, root
@@ -101,21 +102,3 @@ class OtherServer:
                 self._process.kill()
                 self._process.wait()
         shutil.rmtree(self._root, ignore_errors=True)
-
-    def bucket(self, name: str = "") -> str:
-        """Makes a bucket; the name is completed so that it is fresh."""
-        bucket = f"{name or 'b'}-{uuid.uuid4().hex[:12]}"
-        self.client().create_bucket(Bucket=bucket)
-        return bucket
-
-    def client(self) -> Any:
-        """A boto3 client, for what featlib's own code should not be asked."""
-        import boto3
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=USER_KEY,
-            aws_secret_access_key=USER_SECRET,
-            region_name="us-east-1",
-        )

@@ -14,11 +14,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+from tests.servers.buckets import Buckets
 
 START_DEADLINE_S = 30.0
 ACCOUNT, USER, USER_SECRET = "test", "tester", "testing"
@@ -79,7 +79,7 @@ _PROXY_FILTERS: dict[str, dict[str, str]] = {
 
 
 @dataclass
-class SwiftServer:
+class SwiftServer(Buckets):
     """Started by ``with``; ``bucket`` makes fresh buckets.
 
     Args:
@@ -113,24 +113,6 @@ class SwiftServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def bucket(self, name: str = "") -> str:
-        """Makes a bucket; the name is completed so that it is fresh."""
-        bucket = f"{name or 'b'}-{uuid.uuid4().hex[:12]}"
-        self.client().create_bucket(Bucket=bucket)
-        return bucket
-
-    def client(self) -> Any:
-        """A boto3 client, for what featlib's own code should not be asked."""
-        import boto3
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.key,
-            aws_secret_access_key=self.secret,
-            region_name="us-east-1",
-        )
 
     def environment(self) -> dict[str, str]:
         """What a process needs to find this server and to be let in."""
