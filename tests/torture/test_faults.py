@@ -68,18 +68,19 @@ def test_of_two_drivers_one_works(store: str, tmp_path: Path, request: pytest.Fi
         pytest.skip("moto is not installed")
     if store == "swift":
         server: SwiftServer = request.getfixturevalue("s3_env")
-        _rivals(tmp_path, f"s3://{server.bucket()}", server.endpoint_url)
+        wrong = _rivals(tmp_path, f"s3://{server.bucket()}", server.endpoint_url)
     elif store == "moto":
         request.getfixturevalue("user_environment")
         with OtherServer("moto", tmp_path / "moto") as moto:
-            _rivals(tmp_path, f"s3://{moto.bucket()}", moto.endpoint_url)
+            wrong = _rivals(tmp_path, f"s3://{moto.bucket()}", moto.endpoint_url)
     else:
-        _rivals(tmp_path, None, None)
+        wrong = _rivals(tmp_path, None, None)
+    assert not wrong, f"python -m tests.torture rivals --store {store}: {wrong}"
 
 
-def _rivals(folder: Path, output: str | None, endpoint_url: str | None) -> None:
+def _rivals(folder: Path, output: str | None, endpoint_url: str | None) -> list[str]:
     rival = Tellers(folder / "rival")
     with stage_in(folder / "stage", output, endpoint_url) as stage:
         wrong = stage.play_rivals(stage.scene(_SEED, "grown"), rival, 0.3)
-        assert not wrong, wrong
     rival.close()
+    return wrong

@@ -10,7 +10,7 @@ from tests.torture.publishing import Kill, Stage, _end, kills, stage_in
 from tests.torture.story import PHASES
 
 _SEED = 11
-_KILLS = 8
+_KILLS = 12
 
 
 @pytest.fixture(scope="module")
