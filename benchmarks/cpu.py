@@ -18,7 +18,8 @@ from benchmarks.processes import Spent, watched
 from benchmarks.programs import FEATLIB, environment
 from featlib.media import Limits, decode_item
 from featlib.media.decode import PixelStore
-from featlib.spec import FrameSampling, MediaItem, PixelSpec, Segment, Want
+from featlib.sampling import FrameSampling
+from featlib.spec import MediaItem, PixelSpec, Segment, Want
 from featlib.storage import StoreOptions
 
 T = TypeVar("T")

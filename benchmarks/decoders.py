@@ -12,7 +12,8 @@ import numpy.typing as npt
 from featlib.media import Limits, decode_item
 from featlib.media import decode as decode_module
 from featlib.media.nursery import keep_freed_memory
-from featlib.spec import FrameSampling, MediaItem, PixelSpec, Segment, Want
+from featlib.sampling import FrameSampling
+from featlib.spec import MediaItem, PixelSpec, Segment, Want
 from featlib.storage import StoreOptions
 
 Frames = Iterable[npt.NDArray[np.uint8]]

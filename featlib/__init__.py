@@ -14,25 +14,27 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featlib.aggregation import aggregate
-    from featlib.config import AggregateConfig, ExtractConfig, FinetuneConfig, ModelConfig, TrainConfig
+    from featlib.config import AggregateConfig, ExtractConfig, ModelConfig
     from featlib.errors import ConfigError, FeatlibError, MediaError, StoppedError
     from featlib.extractors.network import Network, own_network
     from featlib.finetuning import FinetuneResult, finetune
     from featlib.job import Summary, extract
+    from featlib.sampling import ClipSampling, FrameSampling
     from featlib.shards.reader import Features, open_features
-    from featlib.spec import ClipSampling, FrameSampling, InputSpec, PixelSpec
+    from featlib.spec import InputSpec, PixelSpec
+    from featlib.train_config import FinetuneConfig, TrainConfig
     from featlib.training import TrainSummary, train
 
 _HOMES = {
     "AggregateConfig": "featlib.config",
-    "ClipSampling": "featlib.spec",
+    "ClipSampling": "featlib.sampling",
     "ConfigError": "featlib.errors",
     "ExtractConfig": "featlib.config",
     "FeatlibError": "featlib.errors",
     "Features": "featlib.shards.reader",
-    "FinetuneConfig": "featlib.config",
+    "FinetuneConfig": "featlib.train_config",
     "FinetuneResult": "featlib.finetuning",
-    "FrameSampling": "featlib.spec",
+    "FrameSampling": "featlib.sampling",
     "InputSpec": "featlib.spec",
     "MediaError": "featlib.errors",
     "ModelConfig": "featlib.config",
@@ -40,7 +42,7 @@ _HOMES = {
     "PixelSpec": "featlib.spec",
     "StoppedError": "featlib.errors",
     "Summary": "featlib.job",
-    "TrainConfig": "featlib.config",
+    "TrainConfig": "featlib.train_config",
     "TrainSummary": "featlib.training",
     "aggregate": "featlib.aggregation",
     "extract": "featlib.job",

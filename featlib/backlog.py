@@ -13,9 +13,10 @@ import numpy as np
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.ledger import Rows, has_changed
-from featlib.plan import Plan, PlanItems, Unit, digest, shard_rows, units_of_shard
+from featlib.plan import Plan, PlanItems, digest, shard_rows
 from featlib.shards.staging import Piece, StagedItem, piece_keys, read_shards, staged_items
 from featlib.storage import Store, StoreOptions
+from featlib.work import Unit, units_of_shard
 
 _ASKED_AT_ONCE = 16
 

@@ -13,7 +13,8 @@ from featlib.items import PlanItem
 from featlib.ledger import Rows
 from featlib.manifest import IMAGE_ENDINGS
 from featlib.plan import Plan, PlanItems
-from featlib.spec import FP32_TOLERANCE, Arithmetic, ClipSampling, Sampling
+from featlib.sampling import ClipSampling, Sampling
+from featlib.spec import FP32_TOLERANCE, Arithmetic
 from featlib.storage import StoreOptions
 
 if TYPE_CHECKING:

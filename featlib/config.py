@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from featlib.errors import ConfigError
-from featlib.spec import FrameSampling, parse_clip_keys
+from featlib.sampling import FrameSampling, parse_clip_keys
 
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["auto", "together", "separate"]
@@ -33,17 +33,6 @@ Loss = Literal["cross_entropy", "contrastive", "triplet"]
 POOLED_HEADS: tuple[Head, ...] = ("linear", "embedding")
 """Heads that read the mean of a video; the others read its steps."""
 
-_HIDDEN: dict[Head, int] = {
-    "rnn": 256,
-    "lstm": 256,
-    "gru": 256,
-    "tcn": 256,
-    "attention": 128,
-    "hard_attention": 128,
-    "embedding": 256,
-}
-_LAYERS: dict[Head, int] = {"rnn": 1, "lstm": 1, "gru": 1, "tcn": 4}
-_ATTENTION: tuple[Head, ...] = ("attention", "hard_attention")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 _HIVE_WORDS = {"true", "false", "null", "nan", "inf", "infinity"}
@@ -96,6 +85,12 @@ def _endpoint(url: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+FrameSamplingText = Annotated[str, AfterValidator(_frame_sampling)]
+ClipSamplingText = Annotated[str, AfterValidator(_clip_sampling)]
 
 
 def default_label(network: str) -> str:
@@ -107,11 +102,13 @@ def default_label(network: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("+", "-")).lstrip("0123456789._-") if colon else network
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What every configuration is: immutable, and without keys that nobody knows."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """One ``--model``: a network and the settings that decide its features.
 
     Settings left at None are the network's own. The label is the ``model=`` partition.
@@ -128,22 +125,22 @@ class ModelConfig(_Frozen):
         regions: Which boxes of a detector: ``top:K`` or ``fixed:K``.
     """
 
-    network: Annotated[str, Field(min_length=1)]
+    network: Text
     label: Name
-    weights: Annotated[str, Field(min_length=1)] = "default"
+    weights: Text = "default"
     weights_sha256: Annotated[str, AfterValidator(_digests)] | None = None
-    layer: Annotated[str, Field(min_length=1)] | None = None
+    layer: Text | None = None
     preprocess: str | None = None
     precision: Precision = "fp32"
-    frame_sampling: Annotated[str, AfterValidator(_frame_sampling)] | None = None
-    clip_sampling: Annotated[str, AfterValidator(_clip_sampling)] | None = None
+    frame_sampling: FrameSamplingText | None = None
+    clip_sampling: ClipSamplingText | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1000)] = 0
-    categories: Annotated[str, Field(min_length=1)] | None = None
-    flow: Annotated[str, Field(min_length=1)] | None = None
-    flow_weights: Annotated[str, Field(min_length=1)] | None = None
-    fusion: Annotated[str, Field(min_length=1)] | None = None
-    regions: Annotated[str, Field(min_length=1)] | None = None
+    categories: Text | None = None
+    flow: Text | None = None
+    flow_weights: Text | None = None
+    fusion: Text | None = None
+    regions: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +165,7 @@ def _by_layer(model: Any) -> list[Any]:
     return [{**values, "label": f"{label}.{name}", "layer": name} for name in names]
 
 
-class ExtractConfig(_Frozen):
+class ExtractConfig(Frozen):
     """Everything that ``featlib extract`` can be told; the keys of a YAML job file are these fields.
 
     ``None`` for a size means: derived from the machine or the cluster.
@@ -192,8 +189,8 @@ class ExtractConfig(_Frozen):
         object_store_mb: Ray's shared memory when featlib starts Ray itself.
     """
 
-    manifest: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-    output: Annotated[str, Field(min_length=1)]
+    manifest: Texts
+    output: Text
     dataset: Name
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
     uri_column: str = "uri"
@@ -204,7 +201,7 @@ class ExtractConfig(_Frozen):
     changed: bool = False
     device: Device = "auto"
     ray_address: str | None = None
-    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    endpoint_url: Endpoint | None = None
     anon: bool = False
     layout: Layout = "auto"
     compile: Annotated[Compile, BeforeValidator(_yaml_word)] = "auto"
@@ -244,7 +241,7 @@ class ExtractConfig(_Frozen):
         return tuple(m.label for m in self.models)
 
 
-class AggregateConfig(_Frozen):
+class AggregateConfig(Frozen):
     """Everything that ``featlib aggregate`` can be told: features of frames or clips become one vector a video.
 
     Args:
@@ -259,18 +256,18 @@ class AggregateConfig(_Frozen):
         normalize: Scale the result to length 1.
     """
 
-    output: Annotated[str, Field(min_length=1)]
+    output: Text
     dataset: Name
-    features: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    features: Names
     label: Name = ""
     pool: Pool = "mean"
     fuse: Fuse = "concat"
-    head: Annotated[str, Field(min_length=1)] | None = None
+    head: Text | None = None
     top_k: Annotated[int, Field(ge=1)] = 1
     normalize: bool = False
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     shard_mb: Annotated[int, Field(ge=1, le=4096)] = 512
-    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    endpoint_url: Endpoint | None = None
     anon: bool = False
 
     @model_validator(mode="before")
@@ -285,7 +282,7 @@ class AggregateConfig(_Frozen):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "AggregateConfig":
-        _check_given_once(self.features)
+        check_given_once(self.features)
         if self.label in self.features:
             raise ValueError(f"label: {self.label!r} is one of the partitions to read; give another")
         if self.head is not None and (own := self.model_fields_set & {"pool", "fuse"}):
@@ -300,143 +297,14 @@ class AggregateConfig(_Frozen):
         return validated(AggregateConfig, {**self.model_dump(exclude_unset=True), "label": label})
 
 
-def _check_given_once(features: tuple[str, ...]) -> None:
+def check_given_once(features: tuple[str, ...]) -> None:
+    """Makes sure that no partition is named twice.
+
+    Raises:
+        ValueError: One is.
+    """
     if len(set(features)) < len(features):
         raise ValueError("features: a label is given twice; name each partition once")
-
-
-class TrainConfig(_Frozen):
-    """Everything that ``featlib train`` can be told about a head on features that were extracted before.
-
-    Args:
-        output: Where ``featlib extract`` wrote to.
-        features: Labels of the partitions to read; several are fused.
-        fuse: How the features of several partitions become one.
-        head: ``linear`` is softmax regression on the mean of a video; ``embedding`` a metric embedding of it.
-        gated: The gated form of attention.
-        loss: When none is given, ``triplet`` for an embedding, ``cross_entropy`` for the others.
-        labels: CSV, JSON Lines or Parquet with ``media_id`` or ``uri``, ``label`` and, if wanted, ``split``; None: what
-            the manifest said.
-        out: Folder or URL for the head and what is to be said of it.
-        hidden: Width of the head; None: the kind's own.
-        layers: Of a recurrent head, or blocks of a TCN; None: the kind's own.
-        embedding_size: Of an embedding's vector.
-        validation: Share of each class that is held out when no split says which media are.
-        patience: Epochs without a better validation loss after which training ends.
-        memory_mb: Most megabytes of features to hold, all labelled videos together; None: half of the machine's.
-    """
-
-    output: Annotated[str, Field(min_length=1)]
-    dataset: Name
-    features: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-    fuse: Fuse = "concat"
-    head: Head
-    gated: bool = False
-    loss: Loss = "cross_entropy"
-    labels: Annotated[str, Field(min_length=1)] | None = None
-    out: Annotated[str, Field(min_length=1)]
-    hidden: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    layers: Annotated[int, Field(ge=1, le=64)] | None = None
-    embedding_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    epochs: Annotated[int, Field(ge=1)] = 100
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
-    patience: Annotated[int, Field(ge=1)] = 10
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    memory_mb: Annotated[int, Field(ge=1)] | None = None
-    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
-    anon: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kinds_own(cls, data: Any) -> Any:
-        """Fills in what the kind of head decides."""
-        if not isinstance(data, Mapping) or not isinstance(kind := data.get("head"), str):
-            return data
-        is_embedding = kind == "embedding"
-        own = {
-            "loss": "triplet" if is_embedding else "cross_entropy",
-            "hidden": _HIDDEN.get(cast(Head, kind)),
-            "layers": _LAYERS.get(cast(Head, kind)),
-            "embedding_size": 64 if is_embedding else None,
-        }
-        return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
-
-    @model_validator(mode="after")
-    def _settings_fit_the_kind(self) -> "TrainConfig":
-        _check_given_once(self.features)
-        if (self.head == "embedding") == (self.loss == "cross_entropy"):
-            fitting = "contrastive or triplet" if self.head == "embedding" else "cross_entropy"
-            raise ValueError(f"loss: {self.head} learns from {fitting}, not from {self.loss}")
-        wrong = {
-            "gated": self.gated and self.head not in _ATTENTION,
-            "hidden": self.hidden is not None and self.head not in _HIDDEN,
-            "layers": self.layers is not None and self.head not in _LAYERS,
-            "embedding_size": self.embedding_size is not None and self.head != "embedding",
-        }
-        for name in (name for name, is_wrong in wrong.items() if is_wrong):
-            raise ValueError(f"{name}: is no setting of {self.head}; leave it out")
-        return self
-
-
-def _unfreeze(text: str) -> str:
-    if not re.fullmatch(r"all|last:[1-9][0-9]{0,5}", text):
-        raise ValueError("must be all or last:N with N at least 1, like last:1 for the last learned layer alone")
-    return text
-
-
-class FinetuneConfig(_Frozen):
-    """Everything that ``featlib train --backbone`` can be told: a network is trained further on labelled media.
-
-    Args:
-        manifest: As of ``ExtractConfig``; every row has a ``label``, and a ``split`` column is obeyed.
-        backbone: A network of frames or clips.
-        weights: What it starts from, as ``--weights`` of ``featlib extract``.
-        out: Folder to write; it must not be there, or be empty.
-        unfreeze: ``all``, or ``last:N``: the last N learned layers (modules with parameters of their own, in the order
-            in which they run) are trained; the others stay as they are, statistics of batch normalisation included.
-        loss: ``cross_entropy`` gives a classifier with a new last layer; ``contrastive`` and ``triplet`` give an
-            embedding, the unit vector of what goes into the last layer, which itself stays as it is.
-        optimizer: ``adam`` has decoupled weight decay (AdamW; Loshchilov and Hutter, ICLR 2019).
-        momentum: Of ``sgd``.
-        batch_size: Frames or clips in a batch; pairs and triplets are those of a batch.
-        patience: Epochs without a better validation loss after which training ends.
-        validation: Of the videos of each class, when no row's split is ``validation``.
-        frames_per_video: Most frames (clips, for a network of clips) of a video, evenly spread; None: all sampled.
-        flip: Mirror each frame or clip left to right in half of the cases; for classes that have no left and right.
-        max_failed: Share of media, 0 to 1, that may be unusable before training is not begun.
-        cache_mb: Most megabytes of decoded pictures, which lie in the folder for temporary files while it trains.
-    """
-
-    manifest: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-    backbone: Annotated[str, Field(min_length=1)]
-    out: Annotated[str, Field(min_length=1)]
-    weights: Annotated[str, Field(min_length=1)] = "default"
-    unfreeze: Annotated[str, AfterValidator(_unfreeze)] = "all"
-    loss: Loss = "cross_entropy"
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
-    patience: Annotated[int, Field(ge=1)] = 5
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    preprocess: str | None = None
-    frame_sampling: Annotated[str, AfterValidator(_frame_sampling)] | None = None
-    clip_sampling: Annotated[str, AfterValidator(_clip_sampling)] | None = None
-    frames_per_video: Annotated[int, Field(ge=1)] | None = None
-    flip: bool = False
-    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
-    cache_mb: Annotated[int, Field(ge=1)] = 16_384
-    device: Device = "auto"
-    uri_column: str = "uri"
-    limit: Annotated[int, Field(ge=1)] | None = None
-    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
-    anon: bool = False
 
 
 Config = TypeVar("Config", bound=BaseModel)

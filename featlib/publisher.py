@@ -10,12 +10,14 @@ from featlib.backlog import Backlog, staged_for
 from featlib.drivers import Claim
 from featlib.items import PlanItem
 from featlib.layout import Keys, PartName
-from featlib.plan import PlanItems, Unit, UnitItem
+from featlib.plan import PlanItems
 from featlib.shards.commit import read_committed
-from featlib.shards.publish import DamagedPieceError, Event, ShardJob, publish_shard
+from featlib.shards.pieces import DamagedPieceError
+from featlib.shards.publish import Event, ShardJob, publish_shard
 from featlib.shards.schema import Provenance
 from featlib.shards.staging import Piece, piece_keys, read_heads, read_shards
 from featlib.storage import Store
+from featlib.work import Unit, UnitItem
 
 
 @dataclass(frozen=True)

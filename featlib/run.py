@@ -20,18 +20,7 @@ from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.ledger import Ledger
-from featlib.plan import (
-    UNITS,
-    UNITS_A_GROUP,
-    PlanItems,
-    Unit,
-    UnitItem,
-    items_in_unit,
-    split_unit,
-    unit_from_row,
-    units_table,
-    videos_in_unit,
-)
+from featlib.plan import PlanItems
 from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
@@ -43,6 +32,17 @@ from featlib.spec import Segment
 from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
+from featlib.work import (
+    UNITS,
+    UNITS_A_GROUP,
+    Unit,
+    UnitItem,
+    items_in_unit,
+    split_unit,
+    unit_from_row,
+    units_table,
+    videos_in_unit,
+)
 from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ class Run:
 
     def _pass(self, units: "_UnitsFile", number: int) -> None:
         """One walk of the graph over ``units``; what it leaves open goes to ``self._later``."""
-        from featlib.dataflow import check_nodes, results
+        from featlib.dataflow import results
+        from featlib.nodes import check_nodes
 
         flow, all_pools = self._start()
         pools = all_pools.for_units(units.num_units)
@@ -169,7 +170,7 @@ class Run:
                 seen[row["seq"]] = True
                 self._take(row)
         if not seen.all():
-            check_nodes(flow, key)  # before an item is blamed
+            check_nodes(flow.output, flow.store_options, key)  # before an item is blamed
         for unit in units.read(~seen):
             self._lost(unit, flow.run)
         task.store.delete([key])

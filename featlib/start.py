@@ -40,7 +40,7 @@ class RayStart:
 
     def _run(self, pools: "Future[Pools]") -> None:
         try:
-            from featlib.dataflow import is_connected
+            from featlib.nodes import is_connected
 
             with _one_at_a_time:  # a job that was refused may have left its start under way
                 stood_before = is_connected()
@@ -71,9 +71,9 @@ class RayStart:
             wait([self._pools], _MOST_START_S)
 
     def _start(self) -> Pools:
-        from featlib.dataflow import join_or_start
         from featlib.extractors.flow_method import flow_kind
         from featlib.extractors.weights import payload
+        from featlib.nodes import join_or_start
 
         c = self._config
         return join_or_start(

@@ -1,4 +1,4 @@
-"""A featlib command as a job of a Ray cluster, by the Ray Jobs API. With ``dataflow`` the only file that knows ray."""
+"""A featlib command as a job of a Ray cluster, by the Ray Jobs API."""
 
 import asyncio
 import http.client

@@ -75,7 +75,8 @@ def trainer(given: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
     Raises:
         ConfigError: An option is for the other job.
     """
-    from featlib.config import FinetuneConfig, TrainConfig, job_file
+    from featlib.config import job_file
+    from featlib.train_config import FinetuneConfig, TrainConfig
 
     path = given.get("config")
     is_backbone = bool(given.get("backbone")) or (path is not None and "backbone" in job_file(path))

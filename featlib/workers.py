@@ -20,7 +20,6 @@ from featlib.arrays import Extracted, Stretches
 from featlib.errors import FeatlibError
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
-from featlib.plan import Unit, UnitItem, unit_from_row, unit_row, units_table
 from featlib.sealed import open_sealed, reread
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import Decoded, MediaFacts, MediaItem, Segment, Status, Want
@@ -38,6 +37,7 @@ from featlib.unit import (
     with_stats,
     without,
 )
+from featlib.work import Unit, UnitItem, unit_from_row, unit_row, units_table
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel

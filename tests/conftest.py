@@ -52,7 +52,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     """One local Ray for the whole session; gives its address."""
     import ray
 
-    from featlib.dataflow import start_local_ray
+    from featlib.nodes import start_local_ray
 
     if any("s3_env" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("s3_env")  # Ray's workers have the environment of the moment at which Ray started

@@ -139,7 +139,7 @@ def test_steps_stand_in_the_order_of_clips_regions_and_time(tmp_path: Path) -> N
 
 
 def test_rows_in_several_objects_and_row_groups_are_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featlib.shards.publish.ROW_GROUP_BYTES", 100)
+    monkeypatch.setattr("featlib.shards.parts.ROW_GROUP_BYTES", 100)
     given = videos(4, lengths=(30, 7, 20))
     store = output(tmp_path, {"a": given})
     (only,) = store.list(KEYS.features("a"))

@@ -8,9 +8,10 @@ import pytest
 
 from featlib.backlog import Backlog, staged_for
 from featlib.layout import Keys
-from featlib.plan import Plan, PlanItems, Unit
+from featlib.plan import Plan, PlanItems
 from featlib.shards.staging import list_pieces, stage
 from featlib.storage import Store, StoreOptions, stat_media
+from featlib.work import Unit
 from tests.shards.make import Item, planned, staged
 
 KEYS = Keys("d")

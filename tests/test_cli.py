@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from featlib import partition
-from featlib.cli import cli, job_values, main
+from featlib.cli import cli, main
 from featlib.errors import ConfigError, StoppedError
+from featlib.extract_options import job_values
 from featlib.storage import Store
 from featlib.summary import Summary
 from tests.shards.make import KEYS, Item, planned, provenance, publish, staged

@@ -10,7 +10,7 @@ from featlib.compilation import NOTHING, Asked, Work, asked, bf16_hint, decide, 
 from featlib.config import ExtractConfig, ModelConfig, extract_config, fingerprint
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.items import PlanItem
-from featlib.spec import ClipSampling, FrameSampling
+from featlib.sampling import ClipSampling, FrameSampling
 from featlib.storage import StoreOptions
 
 AUTO = Asked("auto", "auto")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from featlib.config import ExtractConfig, check_name, extract_config, fingerprint, read_job_file
 from featlib.errors import ConfigError
 from featlib.extractors.resolve import ResolvedModel
-from featlib.spec import ClipSampling, FrameSampling, InputSpec, PixelSpec
+from featlib.sampling import ClipSampling, FrameSampling
+from featlib.spec import InputSpec, PixelSpec
 
 JOB: dict[str, Any] = {"manifest": "clips/", "output": "out", "dataset": "mine", "models": [{"network": "resnet18"}]}
 

@@ -164,8 +164,8 @@ def importers(*modules: str) -> set[str]:
     }
 
 
-def test_only_dataflow_and_submission_know_ray() -> None:
-    assert importers("ray") == {"dataflow.py", "submission.py"}
+def test_only_dataflow_nodes_and_submission_know_ray() -> None:
+    assert importers("ray") == {"dataflow.py", "nodes.py", "submission.py"}
 
 
 def test_only_media_knows_the_decoder_and_images() -> None:

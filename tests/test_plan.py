@@ -12,25 +12,18 @@ from featlib.errors import ConfigError, StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.manifest import SCHEMA, read_manifest
-from featlib.plan import (
-    PLAN,
-    Plan,
-    PlanItems,
+from featlib.plan import PLAN, Plan, PlanItems, empty_plan, find_rows, grow, read_plan, shard_rows
+from featlib.storage import Store
+from featlib.work import (
     Unit,
     UnitItem,
-    empty_plan,
-    find_rows,
-    grow,
     items_in_unit,
-    read_plan,
-    shard_rows,
     split_unit,
     unit_from_row,
     units_of_shard,
     units_table,
     videos_in_unit,
 )
-from featlib.storage import Store
 from tests.shards.make import batch
 
 KEYS = Keys("d")

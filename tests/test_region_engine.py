@@ -18,7 +18,7 @@ from featlib.extractors.build import build_detector
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
 from featlib.inference import RegionEngine
-from featlib.spec import RegionChoice
+from featlib.sampling import RegionChoice
 from featlib.storage import StoreOptions
 
 OPTIONS = StoreOptions()

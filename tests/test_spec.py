@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featlib.spec import (
-    ClipSampling,
-    FrameSampling,
-    PixelSpec,
-    RegionChoice,
-    Want,
-    clip_sampling,
-    parse_clip_keys,
-)
+from featlib.sampling import ClipSampling, FrameSampling, RegionChoice, clip_sampling, parse_clip_keys
+from featlib.spec import PixelSpec, Want
 
 OWN = ClipSampling(16)
 

@@ -37,7 +37,7 @@ def test_it_goes_on_while_the_caller_works_and_is_done_once(start: RayStart, mon
         may_end.wait(10)
         return _planned(*args, **rest)
 
-    monkeypatch.setattr("featlib.dataflow.join_or_start", slow)
+    monkeypatch.setattr("featlib.nodes.join_or_start", slow)
     start.begin()
     start.begin()
     may_end.set()
@@ -51,8 +51,8 @@ def test_it_goes_on_while_the_caller_works_and_is_done_once(start: RayStart, mon
 
 def test_the_thread_that_started_ray_stays(start: RayStart, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's processes end with it: the kernel takes the thread that made them for their parent."""
-    monkeypatch.setattr("featlib.dataflow.is_connected", lambda: False)
-    monkeypatch.setattr("featlib.dataflow.join_or_start", _planned)
+    monkeypatch.setattr("featlib.nodes.is_connected", lambda: False)
+    monkeypatch.setattr("featlib.nodes.join_or_start", _planned)
     before = set(threading.enumerate())
     start.pools()
     (thread,) = (t for t in threading.enumerate() if t not in before and t.name == "featlib-ray")
@@ -67,7 +67,7 @@ def test_what_goes_wrong_is_raised_where_the_pools_are_asked_for(
     def refused(*args: Any, **rest: Any) -> Pools:
         raise ConfigError("cannot fit")
 
-    monkeypatch.setattr("featlib.dataflow.join_or_start", refused)
+    monkeypatch.setattr("featlib.nodes.join_or_start", refused)
     start.begin()
     with pytest.raises(ConfigError, match="cannot fit"):
         start.pools()
@@ -81,7 +81,7 @@ def test_a_job_that_is_refused_waits_for_the_start(start: RayStart, monkeypatch:
         ended.set()
         return _planned(*args, **rest)
 
-    monkeypatch.setattr("featlib.dataflow.join_or_start", slow)
+    monkeypatch.setattr("featlib.nodes.join_or_start", slow)
     start.wait()
     start.begin()
     threading.Timer(0.1, may_end.set).start()
@@ -93,14 +93,14 @@ def test_a_broken_ray_is_told_of(start: RayStart, monkeypatch: pytest.MonkeyPatc
     def broken() -> bool:
         raise ImportError("no ray")
 
-    monkeypatch.setattr("featlib.dataflow.is_connected", broken)
+    monkeypatch.setattr("featlib.nodes.is_connected", broken)
     with pytest.raises(ImportError, match="no ray"):
         start.pools()
 
 
 _TWICE = """
 import json, os, psutil, ray
-from featlib.dataflow import is_connected, start_local_ray
+from featlib.nodes import is_connected, start_local_ray
 
 def listening():
     me = psutil.Process()

@@ -17,12 +17,13 @@ from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
 from featlib.layout import Keys
 from featlib.media import Limits, decode_item
-from featlib.plan import Unit, UnitItem, unit_from_row, units_table
+from featlib.sampling import ClipSampling, FrameSampling
 from featlib.sealed import seal_file, sealable
 from featlib.shards.staging import list_pieces, read_piece
-from featlib.spec import ClipSampling, Decoded, FrameSampling, MediaFacts, MediaItem, PixelSpec, Segment, Want
+from featlib.spec import Decoded, MediaFacts, MediaItem, PixelSpec, Segment, Want
 from featlib.storage import Store, StoreOptions
 from featlib.unit import clips_of, features_of, frames_of, reports_of, with_features
+from featlib.work import Unit, UnitItem, unit_from_row, units_table
 from featlib.workers import (
     RESULT,
     STOP,

@@ -28,7 +28,7 @@ from featlib.extractors.network import Network
 from featlib.extractors.resolve import resolve
 from featlib.extractors.weights import payload, release_payloads
 from featlib.inference import Engine
-from featlib.spec import ClipSampling
+from featlib.sampling import ClipSampling
 from featlib.storage import StoreOptions
 
 BATCH_TOLERANCE = 1e-5

@@ -16,7 +16,8 @@ from featlib.extractors.light_torchvision import torchvision
 from featlib.extractors.network import Network, Pretrained, Settings, StateDict
 from featlib.extractors.registry import CROP, Description, describe, register_family
 from featlib.models.detection import suppressing_part, vector_size
-from featlib.spec import FrameSampling, InputSpec, PixelSpec
+from featlib.sampling import FrameSampling
+from featlib.spec import InputSpec, PixelSpec
 
 # Detectors resize and normalise for themselves: they read whole frames, with values in [0, 1].
 WHOLE_FRAMES = InputSpec("frame", PixelSpec((), None), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -11,7 +11,8 @@ from featlib.extractors.registry import register_family
 from featlib.extractors.torchvision_networks import image_network
 from featlib.models.i3d import I3D
 from featlib.models.two_stream import TwoStream, two_stream_state
-from featlib.spec import ClipSampling, FlowInput, InputSpec, PixelSpec
+from featlib.sampling import ClipSampling
+from featlib.spec import FlowInput, InputSpec, PixelSpec
 
 _BACKBONES = ("alexnet", "resnet18", "resnet50", "resnet101", "vgg16")
 _FLOWS = 10

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from featlib.config import check_name
 from featlib.errors import ConfigError
-from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, Sampling
+from featlib.sampling import ClipSampling, FrameSampling, Sampling
+from featlib.spec import InputSpec, Kind
 
 if TYPE_CHECKING:
     import torch

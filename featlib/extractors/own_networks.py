@@ -8,7 +8,8 @@ from featlib.extractors.registry import register_family
 from featlib.models.c3d import C3D
 from featlib.models.factorised3d import Factorised3D
 from featlib.models.i3d import I3D
-from featlib.spec import ClipSampling, InputSpec, PixelSpec
+from featlib.sampling import ClipSampling
+from featlib.spec import InputSpec, PixelSpec
 
 _SOURCE = "featlib"
 

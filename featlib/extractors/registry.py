@@ -19,7 +19,8 @@ from importlib import import_module
 from featlib.errors import ConfigError
 from featlib.extractors import plugins, references
 from featlib.extractors.network import Network, Pretrained
-from featlib.spec import FrameSampling, InputSpec, Kind
+from featlib.sampling import FrameSampling
+from featlib.spec import InputSpec, Kind
 
 # What stands before a colon and names no module of the user: each module has a function ``network(name)``.
 _SCHEMES = {"timm": "featlib.extractors.timm_networks"}

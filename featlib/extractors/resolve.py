@@ -24,17 +24,8 @@ from featlib.extractors.resolve_regions import (
 from featlib.extractors.state_dict import check_finite
 from featlib.extractors.weights import LoadedWeights, keep_payload, load_weights, resolve_weights
 from featlib.models.two_stream import Fusion
-from featlib.spec import (
-    Arithmetic,
-    ClipSampling,
-    FrameSampling,
-    InputSpec,
-    Kind,
-    RegionChoice,
-    Sampling,
-    Want,
-    clip_sampling,
-)
+from featlib.sampling import ClipSampling, FrameSampling, RegionChoice, Sampling, clip_sampling
+from featlib.spec import Arithmetic, InputSpec, Kind, Want
 from featlib.storage import StoreOptions
 
 

@@ -9,7 +9,7 @@ from featlib.extractors.categories import choose_categories
 from featlib.extractors.network import Network
 from featlib.extractors.state_dict import check_finite
 from featlib.extractors.weights import LoadedWeights, WeightsChoice, keep_payload, read_weights, resolve_weights
-from featlib.spec import FrameSampling, RegionChoice
+from featlib.sampling import FrameSampling, RegionChoice
 from featlib.storage import StoreOptions
 
 _MOST_MB_A_FRAME = 64

@@ -14,7 +14,8 @@ import featlib.extractors.light_torchvision  # noqa: F401 - timm imports torchvi
 from featlib.errors import ConfigError
 from featlib.extractors.network import Network, Pretrained
 from featlib.extractors.registry import near
-from featlib.spec import FrameSampling, InputSpec, PixelSpec
+from featlib.sampling import FrameSampling
+from featlib.spec import InputSpec, PixelSpec
 
 _HUB_FILE = "https://huggingface.co/{0}/resolve/main/{1}"
 _HUB_NAME = "model.safetensors"

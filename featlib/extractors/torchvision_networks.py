@@ -8,7 +8,8 @@ from typing import Any
 from featlib.extractors.light_torchvision import torchvision
 from featlib.extractors.network import Network, Pretrained, Settings, StateDict
 from featlib.extractors.registry import register_family
-from featlib.spec import ClipSampling, FrameSampling, InputSpec, Kind, PixelSpec, Sampling
+from featlib.sampling import ClipSampling, FrameSampling, Sampling
+from featlib.spec import InputSpec, Kind, PixelSpec
 
 _ONE_A_SECOND = FrameSampling("fps", Fraction(1))
 

@@ -16,7 +16,8 @@ from featlib.errors import ConfigError, MediaError
 from featlib.extractors import preset, probe, registry, state_dict
 from featlib.extractors.metadata import read_metadata
 from featlib.extractors.network import Network, Pretrained, Settings
-from featlib.spec import ClipSampling, InputSpec
+from featlib.sampling import ClipSampling
+from featlib.spec import InputSpec
 from featlib.storage import StoreOptions, read_bytes, redact
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featlib.config import FinetuneConfig, ModelConfig, validated
+from featlib.config import ModelConfig, validated
 from featlib.errors import ConfigError, StoppedError
 from featlib.extractors import registry
 from featlib.extractors.mean_volume import ENDING
@@ -31,6 +31,7 @@ from featlib.manifest.splits import check_splits
 from featlib.media import DecodeProcess, Limits
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import StoreOptions
+from featlib.train_config import FinetuneConfig
 
 _RECORDED = (*FitSettings.__dataclass_fields__, "unfreeze", "frame_sampling", "clip_sampling", "frames_per_video")
 

@@ -13,7 +13,8 @@ from featlib.extractors.light_torchvision import torchvision
 from featlib.extractors.network import Network, Pretrained
 from featlib.extractors.weights import read_weights, resolve_weights
 from featlib.flow.sources import RAFT_SOURCES, check_source
-from featlib.spec import FrameSampling, InputSpec, PixelSpec
+from featlib.sampling import FrameSampling
+from featlib.spec import InputSpec, PixelSpec
 from featlib.storage import StoreOptions
 
 # RAFT takes frames of any size, in [-1, 1].

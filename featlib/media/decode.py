@@ -21,7 +21,8 @@ from featlib.media.reading import TablesDifferError, VideoReader
 from featlib.media.sampling import TimeRange
 from featlib.media.source import Source, load
 from featlib.resize import output_size
-from featlib.spec import Clip, Decoded, FrameSampling, MediaFacts, MediaItem, Segment, Want
+from featlib.sampling import FrameSampling
+from featlib.spec import Clip, Decoded, MediaFacts, MediaItem, Segment, Want
 from featlib.storage import StoreOptions, open_media
 
 if TYPE_CHECKING:

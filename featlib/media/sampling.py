@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from featlib.errors import MediaError
 from featlib.media.times import FrameTimes, Int64s
-from featlib.spec import ClipSampling, FrameSampling, Sampling
+from featlib.sampling import ClipSampling, FrameSampling, Sampling
 
 MAX_PICKS = 20_000_000
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from featlib.spec import RegionChoice
+from featlib.sampling import RegionChoice
 
 
 @dataclass(frozen=True)

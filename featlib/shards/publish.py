@@ -7,7 +7,6 @@ so a publish that was cut anywhere can be repeated. Only the driver process call
 
 import hashlib
 import io
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,34 +14,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featlib.errors import StoppedError
 from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
 from featlib.layout import Keys, PartName
-from featlib.sealed import check_seal, open_sealed, reread, seal_file, sealable
+from featlib.sealed import check_seal, open_sealed, reread
 from featlib.shards.commit import Committed, put_committed, read_committed
-from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, as_features, with_footer
-from featlib.shards.staging import StagedItem, read_piece
+from featlib.shards.parts import Joined, PartWriter, new_names, put_file, write_whole
+from featlib.shards.pieces import PieceReader, unique_rows
+from featlib.shards.schema import KEY, OUTCOMES, Provenance, as_features
+from featlib.shards.staging import StagedItem
 from featlib.storage import Store
-
-ROW_GROUP_BYTES = 16 << 20
-_CACHED_PIECES = 8
 
 Event = Callable[[str, str], None]
 """Called with the name of what has just happened and the key it happened to."""
-
-
-class DamagedPieceError(StoppedError):
-    """A staged piece does not hold the bytes that were staged; nothing of its label and shard was published."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"{key}: the staged piece is damaged; its items are done again")
-        self.key = key
 
 
 @dataclass(frozen=True)
@@ -65,146 +52,6 @@ class ShardJob:
     pieces: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class _PieceRows:
-    """The rows of one piece, and where each item's lie.
-
-    Args:
-        rows: In the schema ``FEATURES``.
-        spans: First row and the row after the last, by label and media id.
-        bytes_a_row: By label.
-        is_in_order: Whether every item's keys ascend, so that none is there twice.
-    """
-
-    rows: pa.Table
-    spans: Mapping[tuple[str, str], tuple[int, int]]
-    bytes_a_row: Mapping[str, int]
-    is_in_order: bool
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "_PieceRows":
-        """From a table in the schema ``PIECE``; the rows of an item and label follow one another."""
-        models, ids = table["model"].to_pylist(), table["media_id"].to_pylist()
-        ends = [
-            i for i in range(1, len(ids) + 1) if i == len(ids) or (models[i], ids[i]) != (models[i - 1], ids[i - 1])
-        ]
-        starts = [0, *ends[:-1]]
-        rows, order = as_features(table), _key_order(table)
-        descents = np.flatnonzero(np.diff(order) <= 0) + 1
-        labels = list(dict.fromkeys(models))
-        of_label = {m: rows.filter(pc.equal(table["model"], m)) if len(labels) > 1 else rows for m in labels}
-        return cls(
-            rows,
-            {(models[start], ids[start]): (start, end) for start, end in zip(starts, ends, strict=bool(ends))},
-            {label: _bytes_a_row(mine) for label, mine in of_label.items()},
-            bool(np.isin(descents, starts).all()),
-        )
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Rows of one item in a piece, or of several that follow one another there."""
-
-    piece: _PieceRows
-    start: int
-    end: int
-    bytes_a_row: int
-
-    @property
-    def nbytes(self) -> int:
-        return (self.end - self.start) * self.bytes_a_row
-
-    @property
-    def table(self) -> pa.Table:
-        return self.piece.rows.slice(self.start, self.end - self.start)
-
-    def joined(self, other: "_Span") -> "_Span | None":
-        """Both as one; None when ``other`` does not follow."""
-        if other.piece is not self.piece or other.start != self.end:
-            return None
-        return _Span(self.piece, self.start, other.end, self.bytes_a_row)
-
-
-class _PieceReader:
-    """Rows by piece, label and media id, from the last few pieces read."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._cache: OrderedDict[str, _PieceRows] = OrderedDict()
-
-    def span(self, key: str, label: str, media_id: str) -> _Span:
-        if key not in self._cache:
-            table = read_piece(self._store, key)
-            if table is None:
-                raise DamagedPieceError(key)
-            self._cache[key] = _PieceRows.of(table)
-            if len(self._cache) > _CACHED_PIECES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        piece = self._cache[key]
-        return _Span(piece, *piece.spans.get((label, media_id), (0, 0)), piece.bytes_a_row.get(label, 1))
-
-
-class _PartWriter:
-    """Writes sorted rows into local files of bounded size, in row groups of bounded size."""
-
-    def __init__(self, folder: Path, footer: Mapping[str, str], max_bytes: int) -> None:
-        self._folder, self._max_bytes = folder, max_bytes
-        self._schema = sealable(with_footer(FEATURES, footer))
-        self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[pa.Table] = []
-        self._waiting_bytes = self._written_bytes = 0
-        self.files: list[Path] = []
-
-    @property
-    def room(self) -> int:
-        """Bytes that still fit into the row group and the file at hand."""
-        return min(ROW_GROUP_BYTES, self._max_bytes - self._written_bytes) - self._waiting_bytes
-
-    def write(self, rows: pa.Table, bytes_a_row: int) -> None:
-        """Takes the rows of whole items; they stay in one file, so that a cut publish shows whole items only."""
-        for start in range(0, rows.num_rows, step := max(1, ROW_GROUP_BYTES // bytes_a_row)):
-            part = rows.slice(start, step)
-            self._waiting.append(part)
-            self._waiting_bytes += part.num_rows * bytes_a_row
-            if self._waiting_bytes >= ROW_GROUP_BYTES:
-                self._flush()
-        if self._written_bytes + self._waiting_bytes >= self._max_bytes:
-            self._close_file()
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        if self._writer is None:
-            path = self._folder / f"{len(self.files)}.tmp"
-            self._writer = pq.ParquetWriter(
-                path,
-                self._schema,
-                compression="zstd",
-                use_dictionary=["media_id", "uri"],
-                write_page_checksum=True,
-            )
-            self.files.append(path)
-        table = pa.concat_tables(self._waiting).replace_schema_metadata(self._schema.metadata)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self._written_bytes += self._waiting_bytes
-        self._waiting, self._waiting_bytes = [], 0
-
-    def _close_file(self) -> None:
-        self._flush()
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._written_bytes = None, 0
-
-    def close(self) -> list[Path]:
-        self._close_file()
-        return self.files
-
-
-def _bytes_a_row(rows: pa.Table) -> int:
-    return max(1, int(rows.nbytes) // max(1, int(rows.num_rows)))
-
-
 def publish_shard(
     store: Store,
     keys: Keys,
@@ -220,7 +67,7 @@ def publish_shard(
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
     """
     published: dict[str, dict[str, list[Any]]] = {}
-    pieces = _PieceReader(store)
+    pieces = PieceReader(store)
     for label, all_staged in job.staged.items():
         committed = read_committed(store, keys, label, job.shard)
         staged = {m: s for m, s in all_staged.items() if not committed.has(s, m)}
@@ -231,15 +78,15 @@ def publish_shard(
         hashes = dict(committed.hashes)
         counts: dict[str, int] = {}
         with TemporaryDirectory(prefix="featlib-") as folder:
-            writer = _PartWriter(Path(folder), provenance[label].footer(), max_bytes)
+            writer = PartWriter(Path(folder), provenance[label].footer(), max_bytes)
             cut = [key for key in present if key.rpartition("/")[2] not in committed.hashes]
             replacements = _write_new_rows(store, pieces, job, label, staged, present, cut, writer, counts)
             files = writer.close()
             for key in _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes):
                 on_event("features_put", key)
-            for path, part in zip(files, _new_names(job.shard, committed.rounds, present), strict=False):
+            for path, part in zip(files, new_names(job.shard, committed.rounds, present), strict=False):
                 key = f"{keys.features(label)}/{part}"
-                hashes[str(part)] = _put_file(store, key, path)
+                hashes[str(part)] = put_file(store, key, path)
                 present.append(key)
                 on_event("features_put", key)
         for key in present:
@@ -258,13 +105,13 @@ def publish_shard(
 
 def _write_new_rows(
     store: Store,
-    pieces: _PieceReader,
+    pieces: PieceReader,
     job: ShardJob,
     label: str,
     staged_items: Mapping[str, StagedItem],
     present: Sequence[str],
     cut: Collection[str],
-    writer: _PartWriter,
+    writer: PartWriter,
     counts: dict[str, int],
 ) -> dict[str, dict[str, pa.Table]]:
     """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item.
@@ -280,7 +127,7 @@ def _write_new_rows(
     homes = {media_id: keys_ for media_id, keys_ in _homes(visible).items() if media_id in moved}
     homes |= {m: keys_ for m, keys_ in _homes(of_cut).items() if m in staged_items and m not in moved}
     replacements: dict[str, dict[str, pa.Table]] = {key: {} for keys_ in homes.values() for key in keys_}
-    joined = _Joined(writer)
+    joined = Joined(writer)
     for item in job.items:
         staged = staged_items.get(item.media_id)
         if staged is None:
@@ -302,47 +149,6 @@ def _write_new_rows(
             writer.write(_without(rows, kept), spans[0].bytes_a_row)
     joined.flush()
     return replacements
-
-
-class _Joined:
-    """Hands items that follow one another in a piece to a writer at once: slicing a table for each is slow."""
-
-    def __init__(self, writer: _PartWriter) -> None:
-        self._writer = writer
-        self._span: _Span | None = None
-
-    def write(self, span: _Span) -> None:
-        """Takes the rows of one item, which may be none."""
-        if span.start == span.end:
-            return
-        both = None if self._span is None else self._span.joined(span)
-        if both is None:
-            self.flush()
-        self._span = both or span
-        if self._span.nbytes >= self._writer.room:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what was taken."""
-        if self._span is not None:
-            self._writer.write(self._span.table, self._span.bytes_a_row)
-        self._span = None
-
-
-def unique_rows(rows: pa.Table) -> pa.Table:
-    """The rows of one item in the order of their key, each key once."""
-    order = _key_order(rows)
-    if (np.diff(order) > 0).all():
-        return rows
-    _, first = np.unique(order, return_index=True)
-    return rows.take(pa.array(first))
-
-
-def _key_order(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """(num_rows,) numbers that compare as the keys of the rows of one item do."""
-    clips, regions = (rows[name].to_numpy().astype(np.int64) for name in ("clip_index", "region_index"))
-    order: npt.NDArray[np.int64] = clips << 32 | regions
-    return order
 
 
 def _visible_keys(store: Store, present: Sequence[str]) -> dict[tuple[str, int, int], str]:
@@ -392,8 +198,8 @@ def _put_replacements(
         place = pc.index_in(rows["media_id"], order)
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
         path = folder / "replacement"
-        _write_whole(rows.drop_columns(["place"]), provenance, path)
-        hashes[key.rpartition("/")[2]] = _put_file(store, key, path)
+        write_whole(rows.drop_columns(["place"]), provenance, path)
+        hashes[key.rpartition("/")[2]] = put_file(store, key, path)
         yield key
 
 
@@ -407,37 +213,6 @@ def _read_whole(store: Store, key: str, sha256: str | None) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != sha256:
         check_seal(data, key)
     return pq.read_table(io.BytesIO(data))
-
-
-def _write_whole(rows: pa.Table, provenance: Provenance, path: Path) -> None:
-    schema = sealable(with_footer(FEATURES, provenance.footer()))
-    step = max(1, ROW_GROUP_BYTES // _bytes_a_row(rows))
-    pq.write_table(
-        rows.cast(schema),
-        path,
-        row_group_size=step,
-        compression="zstd",
-        use_dictionary=["media_id", "uri"],
-        write_page_checksum=True,
-    )
-
-
-def _new_names(shard: int, round_: int, present: Sequence[str]) -> Iterator[PartName]:
-    taken = {PartName.parse(key) for key in present}
-    part = 0
-    while True:
-        name = PartName(shard, round_, part)
-        if name not in taken:
-            yield name
-        part += 1
-
-
-def _put_file(store: Store, key: str, path: Path) -> str:
-    seal_file(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    store.put_file(key, str(path))
-    return digest
 
 
 def _outcome_table(

@@ -10,7 +10,7 @@ import torch
 
 import featlib
 from featlib.aggregation.sources import Source, open_sources
-from featlib.config import POOLED_HEADS, TrainConfig
+from featlib.config import POOLED_HEADS
 from featlib.errors import ConfigError
 from featlib.heads.figures import NO_PICTURE, curve_csv, curve_png, metrics_json, writing_to
 from featlib.heads.pooling import Floats
@@ -21,6 +21,7 @@ from featlib.manifest.labels import Split, read_labels
 from featlib.manifest.splits import Labelled
 from featlib.progress import Reporter, SilentReporter
 from featlib.storage import Store, StoreOptions, redact, write_file
+from featlib.train_config import TrainConfig
 from featlib.training.labels import labels_of_file, labels_of_manifest, split_media
 from featlib.training.media import Media, check_memory, read_features, read_media
 from featlib.training.report import Evaluation, TrainSummary, confusion_csv, evaluate

@@ -15,9 +15,9 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from featlib.cli import job_values
 from featlib.config import ExtractConfig, extract_config
-from featlib.spec import ClipSampling, clip_sampling
+from featlib.extract_options import job_values
+from featlib.sampling import ClipSampling, clip_sampling
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -87,7 +87,7 @@ def test_a_tenth_of_faults_changes_no_row(s3_server: Any, s3_env: Any, ray_clust
 _KEYLESS = """
 import json, os, sys
 from featlib.cli import main
-from featlib.dataflow import start_local_ray
+from featlib.nodes import start_local_ray
 start_local_ray(num_cpus=4, object_store_mb=200)
 os.environ.update(json.loads(sys.argv[1]))  # this process alone
 main(json.loads(sys.argv[2]))

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import convert_image_dtype, normalize
 from featlib.extractors import registry
 from featlib.extractors.conformance import FP16_FLOPS_ON_CPU, Finding, check
 from featlib.extractors.plain import pictures
-from featlib.spec import ClipSampling
+from featlib.sampling import ClipSampling
 from tests.extractors.plain_networks import PLAIN
 
 SEED = 7

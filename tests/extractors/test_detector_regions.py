@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from featlib.extractors.detectors import DETECTORS, detector
 from featlib.models.detection import RegionDetector, Regions
-from featlib.spec import RegionChoice
+from featlib.sampling import RegionChoice
 from tests.extractors import plain_detectors
 from tests.extractors.plain_detectors import NAMES, RCNN, SMALL, detections, lively, pictures, plain, shrink
 

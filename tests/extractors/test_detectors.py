@@ -17,7 +17,7 @@ from featlib.extractors.detectors import DETECTORS, num_classes_in, settings_in
 from featlib.extractors.network import Settings
 from featlib.extractors.state_dict import RawState
 from featlib.models.detection import RegionDetector
-from featlib.spec import RegionChoice
+from featlib.sampling import RegionChoice
 from tests.extractors.plain_detectors import NAMES, RCNN, SMALL, detections, lively, pictures, shrink, without_masks
 
 # Score above which boxes are reported, and most boxes of a picture: torchvision's documentation.

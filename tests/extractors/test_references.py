@@ -14,7 +14,7 @@ from featlib.extractors import registry
 from featlib.extractors.build import build
 from featlib.extractors.resolve import resolve
 from featlib.extractors.weights import payload
-from featlib.spec import ClipSampling, FrameSampling
+from featlib.sampling import ClipSampling, FrameSampling
 from featlib.storage import StoreOptions
 from tests.extractors.tiny_networks import CLIPS, FRAMES, Tiny, TinyClips
 

@@ -9,7 +9,7 @@ from torchvision.models import list_models
 from featlib.errors import ConfigError
 from featlib.extractors import registry
 from featlib.extractors.network import Network
-from featlib.spec import ClipSampling
+from featlib.sampling import ClipSampling
 
 
 def test_all_networks_of_torchvision_for_pictures_video_and_detection_are_there() -> None:

@@ -8,7 +8,7 @@ from torchvision.models import vit_b_32
 from featlib.config import ModelConfig
 from featlib.errors import ConfigError
 from featlib.extractors.resolve import ResolvedModel, resolve
-from featlib.spec import ClipSampling, FrameSampling
+from featlib.sampling import ClipSampling, FrameSampling
 from featlib.storage import StoreOptions
 
 

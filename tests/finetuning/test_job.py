@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featlib.config import FinetuneConfig, ModelConfig, validated
+from featlib.config import ModelConfig, validated
 from featlib.errors import ConfigError, FeatlibError, StoppedError
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import resolve
@@ -23,6 +23,7 @@ from featlib.extractors.weights import payload
 from featlib.finetuning import FinetuneResult, finetune, job
 from featlib.progress import SilentReporter
 from featlib.storage import StoreOptions
+from featlib.train_config import FinetuneConfig
 from tests.finetuning.make import moving_bar, write_manifest, write_pictures, write_video
 
 OPTIONS = StoreOptions()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torchvision.models import ShuffleNet_V2_X0_5_Weights, shufflenet_v2_x0_5
 
-from featlib.config import FinetuneConfig
 from featlib.finetuning import FinetuneResult, finetune
+from featlib.train_config import FinetuneConfig
 from tests.finetuning.make import moving_bar, write_manifest, write_pictures, write_video
 
 SEEDS = [0, 1, 2]

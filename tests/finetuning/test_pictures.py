@@ -9,7 +9,8 @@ from featlib.finetuning import pictures
 from featlib.finetuning.pictures import PictureFile, decode_all, picture_file
 from featlib.media import DecodeProcess, Limits, decode_item
 from featlib.progress import SilentReporter
-from featlib.spec import ClipSampling, FrameSampling, MediaItem, PixelSpec, Segment, Want
+from featlib.sampling import ClipSampling, FrameSampling
+from featlib.spec import MediaItem, PixelSpec, Segment, Want
 from featlib.storage import StoreOptions
 from tests.finetuning.make import moving_bar, write_video
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from featlib.config import TrainConfig
 from featlib.heads import training
 from featlib.heads.metrics import recall_at_1, top_k
 from featlib.heads.modules import TCN, Attention, Classifier, Embedding, Mean, Recurrent
 from featlib.heads.training import TrainSettings, Videos, fit, padded, probabilities, vectors
+from featlib.train_config import TrainConfig
 from tests.heads.videos import D, many_classes, moving, planted
 
 SEEDS = [0, 1, 2]

@@ -8,7 +8,8 @@ import pytest
 
 from featlib.media.decode import decode_item
 from featlib.media.limits import Limits
-from featlib.spec import ClipSampling, Decoded, FrameSampling, MediaItem, PixelSpec, Sampling, Segment, Want
+from featlib.sampling import ClipSampling, FrameSampling, Sampling
+from featlib.spec import Decoded, MediaItem, PixelSpec, Segment, Want
 from featlib.storage import StoreOptions
 from tests.media.make import write_video
 

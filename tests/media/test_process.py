@@ -157,7 +157,8 @@ def test_no_child_outlives_a_killed_parent(videos: dict[str, Path], tmp_path: Pa
         f"""
         from featlib.media.limits import Limits
         from featlib.media.process import DecodeProcess
-        from featlib.spec import FrameSampling, MediaItem, PixelSpec, Segment, Want
+        from featlib.spec import MediaItem, PixelSpec, Segment, Want
+        from featlib.sampling import FrameSampling
         from featlib.storage import StoreOptions
         process = DecodeProcess(Limits(), StoreOptions(), decode={STUB!r})
         wants = (Want("m", FrameSampling.parse("all"), PixelSpec((), None)),)

@@ -10,7 +10,7 @@ import pytest
 from featlib.errors import MediaError
 from featlib.media.sampling import Picks, TimeRange, clip_starts, frame_span, pick, seeded_choice, uniform
 from featlib.media.times import FrameTimes
-from featlib.spec import ClipSampling, FrameSampling, Sampling
+from featlib.sampling import ClipSampling, FrameSampling, Sampling
 
 
 def times(

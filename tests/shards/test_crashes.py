@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from featlib.shards import publish as publish_module
+from featlib.shards import parts as parts_module
 from featlib.storage import Store
 from tests.shards.make import (
     KEYS,
@@ -168,7 +168,7 @@ def test_several_parts_really_are_several(tmp_path: Path) -> None:
 
 
 def test_an_item_is_never_cut_into_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish_module, "ROW_GROUP_BYTES", 64)
+    monkeypatch.setattr(parts_module, "ROW_GROUP_BYTES", 64)
     store = Store(str(tmp_path))
     planned(store, IDS)
     staged(store, "r-0", [Item(i, range(9)) for i in IDS])

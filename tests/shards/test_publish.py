@@ -13,7 +13,8 @@ from featlib.backlog import Backlog
 from featlib.errors import DamagedError
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems, read_plan
-from featlib.shards.publish import DamagedPieceError, ShardJob, publish_shard, unique_rows
+from featlib.shards.pieces import DamagedPieceError, unique_rows
+from featlib.shards.publish import ShardJob, publish_shard
 from featlib.shards.schema import FEATURES, OUTCOMES
 from featlib.shards.staging import list_pieces, staged_items
 from featlib.storage import Store

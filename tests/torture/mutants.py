@@ -5,7 +5,8 @@ from pathlib import Path
 
 from featlib.errors import MEDIA_ERROR_CLASSES
 from featlib.media import DecodeProcess, Limits
-from featlib.spec import ClipSampling, Decoded, FrameSampling, MediaItem, PixelSpec, Segment, Want
+from featlib.sampling import ClipSampling, FrameSampling
+from featlib.spec import Decoded, MediaItem, PixelSpec, Segment, Want
 from featlib.storage import StoreOptions
 from tests.torture.hostile import mutant, sound
 from tests.torture.tally import Tally

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from featlib.items import ItemReport, ModelReport
-from featlib.plan import Unit, UnitItem
 from featlib.shards.staging import feature_rows
 from featlib.spec import MediaFacts, Segment
 from featlib.storage.media import stat_media
 from featlib.unit import CLIPS
+from featlib.work import Unit, UnitItem
 
 PHASES = ("first", "grown", "retried", "changed")
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (2, 3)}

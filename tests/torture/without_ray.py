@@ -21,12 +21,12 @@ from featlib.dataflow import Flow
 from featlib.job import extract
 from featlib.layout import Keys
 from featlib.media import Limits
-from featlib.plan import unit_from_row, unit_row
 from featlib.pools import ExtractPool, Pools
 from featlib.run import Task
 from featlib.shards.staging import stage
 from featlib.storage import Store
 from featlib.summary import Summary
+from featlib.work import unit_from_row, unit_row
 from featlib.workers import finished_entry
 from tests.torture.story import Story, done
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from featlib.config import TrainConfig, fingerprint, validated
+from featlib.config import fingerprint, validated
 from featlib.heads.saved import HeadSpec, Stream, build, to_bytes
 from featlib.heads.training import Videos
 from featlib.items import ItemReport, ModelReport
@@ -19,6 +19,7 @@ from featlib.shards.schema import to_json
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
+from featlib.train_config import TrainConfig
 from featlib.unit import CLIPS
 from tests.shards.make import KEYS, batch, publisher
 

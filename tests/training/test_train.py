@@ -15,11 +15,12 @@ from torch.nn import functional
 
 import featlib
 from featlib.cli import main
-from featlib.config import TrainConfig, fingerprint
+from featlib.config import fingerprint
 from featlib.errors import ConfigError, StoppedError
 from featlib.heads.saved import build, from_bytes, read_head
 from featlib.heads.training import Videos, padded
 from featlib.storage import StoreOptions
+from featlib.train_config import TrainConfig
 from tests.heads.videos import many_classes, moving, points
 from tests.training.make import Floats, Manifest, config, of_videos, output
 
