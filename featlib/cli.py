@@ -232,13 +232,13 @@ def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | N
     from featlib import partition
     from featlib.drivers import Claim
     from featlib.layout import Keys
-    from featlib.storage import Store, StoreOptions
+    from featlib.storage import Store, StoreOptions, redact
 
     store, keys = Store(output, StoreOptions(endpoint_url, bool(anon))), Keys(_name(dataset))
     if partition.registered(store, keys, _name(model)) is None:
-        raise ConfigError(f"{output}: there is no model={model} of dataset={dataset}; nothing was removed")
+        raise ConfigError(f"{redact(output)}: there is no model={model} of dataset={dataset}; nothing was removed")
     if not yes:
-        click.confirm(f"Remove model={model} of dataset={dataset} from {output}?", abort=True)
+        click.confirm(f"Remove model={model} of dataset={dataset} from {redact(output)}?", abort=True)
     with Claim(store, keys) as claim:
         claim.settle()
         count = partition.drop(store, keys, model)

@@ -34,6 +34,9 @@ POOLED_HEADS: tuple[Head, ...] = ("linear", "embedding")
 """Heads that read the mean of a video; the others read its steps."""
 
 
+MOST_TCN_BLOCKS = 16
+"""Each block looks twice as far back as the one before, and pads what it reads by that."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 _HIVE_WORDS = {"true", "false", "null", "nan", "inf", "infinity"}
 
@@ -81,6 +84,8 @@ def _yaml_word(value: Any) -> Any:
 def _endpoint(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
+    if "@" in url:
+        raise ValueError("must not hold a user or a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return url
 
 
@@ -365,11 +370,14 @@ def fingerprint(semantics: Mapping[str, str]) -> str:
 
 
 def _one_line(error: ValidationError) -> str:
+    from featlib.storage import redact
+
     parts = []
     for detail in error.errors(include_url=False):
         where = ".".join(str(p) for p in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
         given = detail.get("input")
+        given = redact(given) if isinstance(given, str) else given
         shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
         if detail["type"] == "missing":
             parts.append(f"{where}: is required")

@@ -12,7 +12,7 @@ from typing import Literal
 from featlib.errors import ConfigError, FeatlibError, StoppedError, TransientError
 from featlib.pools import Machine, Pools, Sizes, plan_pools
 from featlib.spec import Kind
-from featlib.storage import Store, StoreOptions
+from featlib.storage import Store, StoreOptions, redact
 from featlib.workers import unreached
 
 _MB = 1 << 20
@@ -108,8 +108,8 @@ def connect_ray(address: str) -> None:
         with _on_loopback() if is_here else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StoppedError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None
+        reason = redact(" ".join(str(error).split()))[:200]
+        raise StoppedError(f"--ray-address {redact(address)}: no Ray cluster answers there ({reason})") from None
 
 
 def _quiet_environment() -> None:
@@ -225,4 +225,4 @@ def cause(error: BaseException) -> str:
         reasons.append(cause)
     error = next((e for e in reversed(reasons) if str(e).strip()), reasons[-1])
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join((lines[-1] if lines else type(error).__name__).split())[:300]
+    return redact(" ".join((lines[-1] if lines else type(error).__name__).split()))[:300]

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from featlib.errors import ConfigError, StoppedError
+from featlib.storage import holds_key, redact
 
 COMMANDS = ("extract", "aggregate", "train", "verify")
 _ANSWER_S = 10.0
@@ -36,6 +37,8 @@ def dashboard_address(given: str | None) -> str:
         ConfigError: Neither says, or it is no http address.
     """
     address = given or os.environ.get(_SERVER) or os.environ.get(_ADDRESS) or ""
+    if holds_key(address):
+        raise ConfigError("--address: holds a password; Ray takes a token instead, in RAY_AUTH_TOKEN")
     if not address.startswith(("http://", "https://")):
         raise ConfigError(
             f"--address {address!r}: must be that of the cluster's dashboard, like http://127.0.0.1:8265 "
@@ -69,7 +72,7 @@ def _nobody(address: str, reason: object) -> StoppedError:
 
 
 def _line(reason: object) -> str:
-    return " ".join(str(reason).split())[:300]
+    return redact(" ".join(str(reason).split()))[:300]
 
 
 def submit(
@@ -94,6 +97,8 @@ def submit(
     """
     if not arguments or arguments[0] not in COMMANDS:
         raise ConfigError(f"{' '.join(arguments[:1])!r}: is not run on a cluster; {', '.join(COMMANDS)} are")
+    if any(holds_key(word) for word in arguments):
+        raise ConfigError("an argument holds a key, which the cluster would show to all: no keys in URLs")
     if is_open(address):
         say(OPEN.format(address=address))
     client, job = _submitted(address, shlex.join(["python", "-m", "featlib", *arguments]), working_dir)

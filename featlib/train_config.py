@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, Field, model_validator
 
 from featlib.config import (
+    MOST_TCN_BLOCKS,
     ClipSamplingText,
     Device,
     Endpoint,
@@ -110,6 +111,8 @@ class TrainConfig(Frozen):
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"{name}: is no setting of {self.head}; leave it out")
+        if self.head == "tcn" and (self.layers or 0) > MOST_TCN_BLOCKS:
+            raise ValueError(f"layers: a tcn has at most {MOST_TCN_BLOCKS} blocks")
         return self
 
 

@@ -202,3 +202,11 @@ def test_fingerprints_do_not_depend_on_order(semantics: dict[str, str], random: 
 
 def test_fingerprints_of_different_settings_differ() -> None:
     assert fingerprint({"a": "b", "c": "d"}) != fingerprint({"a": "b,c:d"})
+
+
+@pytest.mark.parametrize("url", ["http://me:HID/DEN@h:9000", "https://HIDDEN@h", "ftp://me:HIDDEN@h"])
+def test_an_endpoint_with_a_key_is_refused_without_a_word_of_it(url: str) -> None:
+    values = {"manifest": ["m"], "output": "o", "dataset": "d", "models": [{"network": "alexnet"}], "endpoint_url": url}
+    with pytest.raises(ConfigError, match="endpoint_url") as caught:
+        extract_config(values)
+    assert "DEN" not in str(caught.value)

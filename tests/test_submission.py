@@ -21,6 +21,16 @@ def test_nobody_there() -> None:
         is_open("http://127.0.0.1:9")
 
 
+def test_keys_are_neither_taken_nor_shown() -> None:
+    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN") as caught:
+        dashboard_address("http://me:HID/DEN@h:8265")
+    assert "DEN" not in str(caught.value)
+    for word in ("s3://KEY:HID/DEN@b/list.csv", "s3://b/list.csv?X-Amz-Signature=HIDDEN"):
+        with pytest.raises(ConfigError, match="no keys in URLs") as caught:
+            submit("http://127.0.0.1:9", ("extract", word), say=print, log=print)
+        assert "DEN" not in str(caught.value)
+
+
 @pytest.mark.parametrize("arguments", [(), ("models",), ("drop", "--yes")])
 def test_only_commands_for_a_cluster(arguments: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="is not run on a cluster"):

@@ -48,7 +48,7 @@ def read_metadata(data: bytes, source: str) -> WeightsMetadata | None:
         classes = tuple(found["classes"])
         named = (found["network"], classes, found["preprocess"], found.get("layer", ""))
         metadata = WeightsMetadata(*named, found.get("settings", {}))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise _error(source) from None
     if not all(isinstance(t, str) for t in (metadata.network, metadata.preprocess, metadata.layer, *classes)):
         raise _error(source)
@@ -61,9 +61,10 @@ def _text(data: bytes) -> str | None:
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
         header = json.loads(data[_LENGTH_BYTES:end])
-    except ValueError:  # reading the tensors says so
+    except (ValueError, RecursionError):  # reading the tensors says so
         return None
-    text = header.get("__metadata__", {}).get(_KEY)
+    metadata = header.get("__metadata__")
+    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
     return text if isinstance(text, str) else None
 
 

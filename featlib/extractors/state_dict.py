@@ -3,16 +3,17 @@
 import hashlib
 import io
 import pickle
+import pickletools
 import re
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from featlib.errors import ConfigError
@@ -21,7 +22,16 @@ from featlib.extractors.network import Network, Settings, StateDict
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
+_MOST_WRAPPED = 4
 _SHOWN = 3  # keys of each kind that an error names
+_ZIP = b"PK\x03\x04"  # by these torch tells its formats apart
+_SEE_ZIP64 = 0xFFFFFFFF
+_LEGACY_PICKLES = 5  # magic number, protocol, system, the object, keys of its storages
+_ALLOCATES = re.compile(r"(\S+ )?(bytearray|_codecs encode)")
+"""What torch lets a pickle call that fills memory of a size of its choice; no state dict needs it.
+
+Tensors and storages of any size can be asked for, too, but nobody writes into them, so they cost no memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,16 @@ def read_state_dict(data: bytes, source: str) -> RawState:
     Raises:
         ConfigError: The bytes are neither, are damaged, or hold anything but tensors.
     """
-    return _without_prefixes(_unwrap(_deserialize(data, source), source))
+    return _without_prefixes(_unwrap(_deserialize(data, source), len(data), source))
 
 
 def _deserialize(data: bytes, source: str) -> object:
     if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         try:
             return safetensors.torch.load(data)
-        except SafetensorError as error:
+        except Exception as error:  # noqa: BLE001 - its own error, or what its Python side makes of types it lacks
             raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
-    _check_archive(data, source)
+    _check_pickles(_checked_archive(data, source) if data.startswith(_ZIP) else [data], source)
     try:
         # Written out: only tensors and plain containers are unpickled; code in the file is never run.
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -63,31 +73,91 @@ def _deserialize(data: bytes, source: str) -> object:
         raise ConfigError(f"--weights {source}: not a readable state dict ({_line(error)})") from None
 
 
-def _check_archive(data: bytes, source: str) -> None:
-    """torch packs nothing: an archive that unpacks to more than it is long was made to fill the memory."""
+def _checked_archive(data: bytes, source: str) -> list[bytes]:
+    """The pickles in an archive. torch packs nothing: one that unpacks to more than it is long fills the memory."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # of the old format, or torch says what is wrong
+            members = archive.infolist()
+            if archive.start_dir != _told_directory(data):  # torch's reader would find other members
+                raise zipfile.BadZipFile("its directory is not where it says")
+            unpacked = sum(info.file_size for info in members)
+            if unpacked <= len(data):
+                return [_member(archive, info) for info in members if info.filename.lower().endswith(".pkl")]
+    except Exception as error:  # noqa: BLE001 - bytes that are no archive may raise anything; torch may yet read them
+        raise ConfigError(f"--weights {source}: damaged archive ({_line(error)}); get it anew") from None
+    raise ConfigError(
+        f"--weights {source}: unpacks to {unpacked} bytes of {len(data)}; torch.save packs nothing, get it anew"
+    )
+
+
+def _told_directory(data: bytes) -> int:
+    """Where the end of an archive says that its directory begins."""
+    end = data.rindex(b"PK\x05\x06")
+    (told,) = struct.unpack_from("<I", data, end + 16)
+    if told == _SEE_ZIP64:
+        (told,) = struct.unpack_from("<Q", data, data.rindex(b"PK\x06\x06", 0, end) + 48)
+    return int(told)
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    info.CRC = None  # type: ignore[assignment]  # torch.save can be told to write none
+    return archive.read(info)
+
+
+def _check_pickles(pickles: list[bytes], source: str) -> None:
+    """Refuses pickles that ask for memory by themselves; nothing in them is run here."""
+    for word in (word for data in pickles for word in _words(data)):
+        found = _ALLOCATES.fullmatch(word)
+        if found is not None:
+            raise ConfigError(
+                f"--weights {source}: holds a {found[2]}, which no state dict has; save model.state_dict() alone"
+            )
+
+
+def _words(data: bytes) -> Iterator[str]:
+    """All strings and names in the pickles that stand one behind the other; those of keys and of classes alike."""
+    stream = io.BytesIO(data)
+    try:
+        for _ in range(_LEGACY_PICKLES):
+            yield from (str(argument) for _, argument, _ in pickletools.genops(stream) if isinstance(argument, str))
+    except Exception:  # noqa: BLE001 - behind the last pickle, or in none: torch says what is wrong
         return
-    if unpacked > len(data):
-        raise ConfigError(
-            f"--weights {source}: unpacks to {unpacked} bytes of {len(data)}; torch.save packs nothing, get it anew"
-        )
 
 
-def _unwrap(loaded: object, source: str) -> RawState:
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[k] for k in _WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
+def _unwrap(loaded: object, size: int, source: str) -> RawState:
+    """
+    Args:
+        size: Of the file in bytes: no tensor in it can be larger.
+    """
+    for _ in range(_MOST_WRAPPED):
+        wrapped = loaded if isinstance(loaded, Mapping) else {}
+        loaded = next((wrapped[k] for k in _WRAPPERS if isinstance(wrapped.get(k), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise ConfigError(f"--weights {source}: holds no state dict; save model.state_dict()")
-    strange = next((k for k, v in loaded.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None)
-    if strange is not None:
-        raise ConfigError(f"--weights {source}: {strange!r} is not a tensor; save model.state_dict() alone")
-    return RawState(dict(loaded), dict(getattr(loaded, "_metadata", None) or {}))
+    for name, tensor in loaded.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise ConfigError(f"--weights {source}: {name!r} is not a tensor; save model.state_dict() alone")
+        if not _is_plain(tensor):
+            raise ConfigError(
+                f"--weights {source}: {name} is no plain tensor on the CPU; save model.cpu().state_dict()"
+            )
+        if tensor.nbytes > size:
+            raise ConfigError(
+                f"--weights {source}: {name} claims {tensor.nbytes} bytes, the file has {size}; save it contiguous"
+            )
+    return RawState(dict(loaded), _versions(getattr(loaded, "_metadata", None)))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+    return is_dense and tensor.device.type == "cpu"
+
+
+def _versions(metadata: object) -> dict[str, Any]:
+    """Of each module, where the file says it as torch does."""
+    if not isinstance(metadata, Mapping):
+        return {}
+    return {k: v for k, v in metadata.items() if isinstance(k, str) and isinstance(v, Mapping)}
 
 
 def _without_prefixes(state: RawState) -> RawState:
@@ -146,7 +216,7 @@ def fit(network: Network, settings: Settings, state: RawState, source: str) -> F
     tensors |= {k: torch.zeros(own[k].shape, dtype=own[k].dtype) for k in absent}
     try:
         missing, unexpected = assign(module, tensors, state.versions)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - modules convert old files by what these say of themselves
         raise ConfigError(f"--weights {source}: do not fit {network.name} ({_line(error)})") from None
     problems = [*_problem("missing", missing), *_problem("unknown", unexpected)]
     if problems:

@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from featlib.config import POOLED_HEADS, Fuse, Head, Loss
+from featlib.config import MOST_TCN_BLOCKS, POOLED_HEADS, Fuse, Head, Loss
 from featlib.errors import ConfigError, MediaError
 from featlib.heads.modules import TCN, Attention, Classifier, Embedding, Mean, Recurrent
 from featlib.heads.pooling import Floats
@@ -81,6 +80,8 @@ class HeadSpec(_Frozen):
     def _sizes_can_be_fused(self) -> "HeadSpec":
         if self.fuse == "mean" and len({s.size for s in self.features}) > 1:
             raise ValueError("the mean needs features of one size")
+        if self.head == "tcn" and (self.layers or 0) > MOST_TCN_BLOCKS:
+            raise ValueError(f"a tcn has at most {MOST_TCN_BLOCKS} layers")
         return self
 
     @property
@@ -201,7 +202,7 @@ def from_bytes(data: bytes, source: str) -> TrainedHead:
     spec = _read_spec(data, source)
     try:
         tensors = safetensors.torch.load(data)
-    except SafetensorError as error:
+    except Exception as error:  # noqa: BLE001 - its own error, or what its Python side makes of types it lacks
         raise _broken(source, error) from None
     with torch.device("meta"):
         module = build(spec)

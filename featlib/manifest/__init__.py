@@ -24,7 +24,7 @@ from featlib.manifest.listing import (
 )
 from featlib.manifest.rows import RESERVED, SCHEMA, RawRows, Source, normalised
 from featlib.manifest.tables import BATCH_ROWS, TABLE_READERS, read_table
-from featlib.storage import StoreOptions, check_url, folder_of, is_s3, list_files
+from featlib.storage import StoreOptions, check_url, folder_of, is_s3, list_files, redact
 
 __all__ = [
     "BATCH_ROWS",
@@ -106,7 +106,7 @@ def _expanded(sources: Sequence[str], options: StoreOptions) -> Iterator[str]:
             continue
         found = [info.key for info in list_files(url, options)]
         if not found:
-            raise ConfigError(f"manifest {name}: no file fits this glob")
+            raise ConfigError(f"manifest {redact(name)}: no file fits this glob")
         yield from found
 
 
@@ -135,9 +135,8 @@ def _duplicate_error(batches: Iterator[pa.RecordBatch], pair: tuple[int, int]) -
     first, second = (row for row in _rows_at(batches, pair))
     places = [f"manifest {row['source']}: row {row['row']}" for row in (first, second)]
     rule = "ids are unique, and a URI without an id may stand once for each range"
-    return ConfigError(
-        f"media_id {second['media_id']!r} ({second['uri']}) is there twice: {places[0]} and {places[1]}; {rule}"
-    )
+    what = f"media_id {second['media_id']!r} ({second['uri']}) is there twice"
+    return ConfigError(redact(f"{what}: {places[0]} and {places[1]}; {rule}"))
 
 
 def _rows_at(batches: Iterator[pa.RecordBatch], positions: Sequence[int]) -> Iterator[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -40,6 +41,8 @@ RESERVED = frozenset(
         *("width", "height", "codec", "frames_decoded", "decode_s", "etag", "manifest"),
     }
 )
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _USUAL_URI_NAMES = (
     "url",
@@ -230,7 +233,7 @@ def _sizes(raw: RawRows, source: Source) -> list[int | None] | None:
     sizes: list[int | None] = []
     for row, value in zip(raw.rows, raw.cells["size"], strict=True):
         number = _number(value, "size", row, source) if value is not None else None
-        if number is not None and (number < 0 or number != int(number)):
+        if number is not None and (not 0 <= number < 2**63 or number != int(number)):
             raise source.row_error(row, "size", value, "is not a number of bytes")
         sizes.append(None if number is None else int(number))
     return sizes
@@ -273,9 +276,11 @@ def as_json(values: Mapping[str, Any]) -> str | None:
     if not values:
         return None
     try:
-        return json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_json_text)
+        text = json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_json_text)
     except ValueError:
-        return json.dumps(_without_nan(dict(values)), sort_keys=True, ensure_ascii=False, default=_json_text)
+        text = json.dumps(_without_nan(dict(values)), sort_keys=True, ensure_ascii=False, default=_json_text)
+    # Half a surrogate pair, which JSON may hold and UTF-8 may not, stays an escape.
+    return _LONE_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _json_text(value: Any) -> str:

@@ -44,7 +44,7 @@ def sample_table(source: Source, track_id: int) -> SampleTable | None:
             return None
         tracks = [body for kind, body in inside if kind == b"trak" and _track_id(body) == track_id]
         return _table(tracks[0]) if len(tracks) == 1 else None
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, IndexError):  # boxes that are shorter than their kind
         return None
 
 

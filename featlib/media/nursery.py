@@ -22,6 +22,7 @@ from typing import Any
 from featlib.media.limits import Limits
 from featlib.media.wire import SharedPixels, receive, send
 from featlib.spec import Decoded, MediaFacts
+from featlib.storage import redact
 
 _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000
@@ -181,7 +182,8 @@ def _is_memory_used_up(limits: Limits, facts: MediaFacts) -> bool:
 
 def _where(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error}, at {os.path.basename(last.filename)}:{last.lineno} in {last.name}"
+    place = f"{os.path.basename(last.filename)}:{last.lineno} in {last.name}"
+    return redact(f"{type(error).__name__}: {error}, at {place}")
 
 
 def _blamed_on_memory(decoded: Decoded, limits: Limits) -> Decoded:

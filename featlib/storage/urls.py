@@ -9,8 +9,11 @@ from featlib.errors import ConfigError
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_USER_INFO = re.compile(r"//[^/\s]*@")
-_SECRET_QUERY = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|awsaccesskeyid)=[^&\s]+")
+_USER_INFO = re.compile(r"//(?:[^/\s]*@|[^/\s:@]*:(?!\d+/)[^\s@]*@)")  # a secret may hold a slash
+_SIGNATURE = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|awsaccesskeyid)=[^&\s]+")
+_SIGNED = re.compile(rf"[?&]{_SIGNATURE.pattern.removeprefix('(?i)')}", re.IGNORECASE)
+_HTTP = re.compile(r"(?i)https?://\S+")
+_QUERY = re.compile(r"([?&][\w.-]+=)[^&\s]+")
 
 
 def is_s3(url: str) -> bool:
@@ -45,8 +48,11 @@ def check_url(text: str) -> str:
 
 def _checked_s3(rest: str, text: str) -> str:
     bucket = rest.partition("/")[0]
-    if "@" in bucket:
-        raise ConfigError(f"{redact(text)!r}: no keys in URLs; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if "@" in bucket or ":" in bucket or _SIGNED.search(rest):
+        raise ConfigError(
+            "an s3:// URL holds a key or a signature, or its bucket a colon: no keys in URLs; "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(f"{redact(text)!r}: {bucket!r} is not a bucket name; write s3://bucket/key")
     return f"s3://{rest}"
@@ -63,8 +69,14 @@ def _local_of_file_url(rest: str, text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with user info and signatures of URLs blotted out, for messages."""
-    return _SECRET_QUERY.sub(r"\1=***", _USER_INFO.sub("//***@", text))
+    """The text with user info, signatures and queries of URLs blotted out, for messages."""
+    text = _SIGNATURE.sub(r"\1=***", _USER_INFO.sub("//***@", text))
+    return _HTTP.sub(lambda url: _QUERY.sub(r"\1***", url[0]), text)
+
+
+def holds_key(text: str) -> bool:
+    """Whether a URL in the text has user info or a signature."""
+    return bool(_USER_INFO.search(text) or _SIGNED.search(text))
 
 
 def split_s3(url: str) -> tuple[str, str]:
@@ -104,7 +116,7 @@ def resolve(uri: str, base: str, *, local_media: bool = False) -> str:
         return f"{base}/{url}"
     parts = [part for part in url.split("/") if part not in ("", ".")]
     if not parts:
-        raise ConfigError(f"{uri!r}: names no file")
+        raise ConfigError(f"{redact(uri)!r}: names no file")
     if not is_s3(base):
         return "/".join((base, *parts))
     bucket, prefix = split_s3(base)
@@ -123,5 +135,5 @@ def _inside(prefix: str, parts: list[str], uri: str) -> str:
         elif found:
             found.pop()
         else:
-            raise ConfigError(f"{uri!r}: leaves the bucket")
+            raise ConfigError(f"{redact(uri)!r}: leaves the bucket")
     return "/".join(found)

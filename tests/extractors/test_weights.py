@@ -272,6 +272,99 @@ def test_a_file_that_unpacks_to_more_than_it_is_long_is_refused(tmp_path: Path) 
         resolved("squeezenet1_1", other)
 
 
+def test_more_classes_than_the_file_has_room_for_are_refused(tmp_path: Path) -> None:
+    """The number of classes comes from the file, so the network would be built as large as it says."""
+    state = resnet18().state_dict()
+    state |= {"fc.weight": torch.zeros(1).expand(2_000_000_000, 512), "fc.bias": torch.zeros(1).expand(2_000_000_000)}
+    path = saved(tmp_path / "w.pth", state)
+    with pytest.raises(ConfigError, match=r"w\.pth: fc\.weight claims 4096000000000 bytes, the file has"):
+        resolved("resnet18", path)
+
+
+class _Asks:
+    """A pickle that asks for memory by itself."""
+
+    def __init__(self, kind: type, size: int) -> None:
+        self.kind, self.size = kind, size
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.kind, (self.size,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "raw"])
+def test_a_pickle_that_asks_for_memory_gets_none(tmp_path: Path, form: str) -> None:
+    path, asks = tmp_path / "w.pth", _Asks(bytearray, 100_000_000_000)
+    if form == "raw":
+        path.write_bytes(pickle.dumps(asks, protocol=2))
+    else:
+        torch.save({"a": asks}, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ConfigError, match=r"w\.pth: holds a bytearray, which no state dict has"):
+        resolved("squeezenet1_1", path)
+
+
+def test_an_archive_with_two_directories_is_refused(tmp_path: Path) -> None:
+    """Each reader would believe another one."""
+    path = tmp_path / "w.pth"
+    torch.save({"classifier.1.weight": torch.zeros(4)}, path)
+    path.write_bytes(b"PK\x03\x04" + path.read_bytes())
+    with pytest.raises(ConfigError, match=r"w\.pth: damaged archive"):
+        resolved("squeezenet1_1", path)
+
+
+def test_an_archive_that_only_some_can_read_is_refused(tmp_path: Path) -> None:
+    """Python's zipfile gives up where the version is unknown; torch's reader does not look at it."""
+    path = tmp_path / "w.pth"
+    torch.save({"classifier.1.weight": torch.zeros(4)}, path)
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    path.write_bytes(data[: at + 6] + b"\xff\0" + data[at + 8 :])
+    with pytest.raises(ConfigError, match=r"w\.pth: damaged archive"):
+        resolved("squeezenet1_1", path)
+
+
+def test_a_state_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    state["model"] = state
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickle.dumps(state, protocol=2))
+    with pytest.raises(ConfigError, match=r"w\.pth"):
+        resolved("squeezenet1_1", path)
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match="'model' is not a tensor"):
+        resolved("squeezenet1_1", path)
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "quantized"])
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, squeezenet: nn.Module, kind: str) -> None:
+    bias = squeezenet.state_dict()["classifier.1.bias"]
+    other = {
+        "meta": bias.to("meta"),
+        "sparse": bias.to_sparse(),
+        "quantized": torch.quantize_per_tensor(bias, 0.1, 0, torch.qint8),
+    }[kind]
+    path = saved(tmp_path / "w.pth", {**squeezenet.state_dict(), "classifier.1.bias": other})
+    with pytest.raises(
+        ConfigError, match=r"w\.pth: (classifier\.1\.bias is no plain tensor|not a readable|holds other)"
+    ):
+        resolved("squeezenet1_1", path)
+
+
+def test_metadata_that_cannot_be_are_a_line(tmp_path: Path, squeezenet: nn.Module) -> None:
+    path = tmp_path / "w.safetensors"
+    for text in (
+        '{"__metadata__": null}',
+        '{"__metadata__": ' + "[" * 100_000,
+        '{"w": {"dtype": "F8_E8M0", "shape": []}}',
+    ):
+        path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+        with pytest.raises(ConfigError, match=r"w\.safetensors"):
+            resolved("squeezenet1_1", path)
+    state = OrderedDict(squeezenet.state_dict())
+    for versions in (5, {"": "text"}, {"": {"version": "text"}}):
+        state._metadata = versions  # type: ignore[attr-defined]
+        assert resolved("squeezenet1_1", saved(tmp_path / "w.pth", state)).feature_shape == (512,)
+
+
 def test_a_file_is_held_to_its_sha256(tmp_path: Path, squeezenet: torch.nn.Module) -> None:
     path = saved(tmp_path / "w.pth", squeezenet.state_dict())
     right = hashlib.sha256(path.read_bytes()).hexdigest()

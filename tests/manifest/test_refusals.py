@@ -82,6 +82,18 @@ def test_uris(uri: object, tmp_path: Path) -> None:
     assert "K:HIDDEN" not in text
 
 
+@pytest.mark.parametrize("size", [-1, 1.5, 1e30, 2**63])
+def test_sizes(size: float, tmp_path: Path) -> None:
+    path = written(tmp_path, "m.jsonl", json.dumps({"uri": "a", "size": size}))
+    assert "row 1: size" in refusal(path)
+
+
+def test_half_a_surrogate_pair_in_another_column_is_kept_as_an_escape(tmp_path: Path) -> None:
+    path = written(tmp_path, "m.jsonl", '{"uri": "a.mp4", "note": "x\\ud800y"}')
+    (batch,) = read_manifest([str(path)])
+    assert json.loads(batch["manifest"][0].as_py()) == {"note": "x\ud800y"}
+
+
 def test_the_column_of_uris(tmp_path: Path) -> None:
     path = written(tmp_path, "m.csv", "Path,label\na.mp4,x\n")
     assert "--uri-column Path" in refusal(path)

@@ -100,6 +100,15 @@ def test_tables_with_impossible_counts_are_refused(videos: dict[str, Path]) -> N
                 assert int(table.durations.min()) >= 0
 
 
+def test_a_track_header_without_a_body_is_no_table(videos: dict[str, Path]) -> None:
+    data = bytearray(videos["plain"].read_bytes())
+    at = data.find(b"tkhd")
+    size = int.from_bytes(data[at - 4 : at], "big")
+    data[at - 4 : at] = (8).to_bytes(4, "big")
+    data[at + 4 : at + 12] = (size - 8).to_bytes(4, "big") + b"free"
+    assert sample_table(Source(io.BytesIO(bytes(data)), len(data), None), 1) is None
+
+
 @pytest.mark.parametrize("kind", ["plain", "b_frames", "open_gop_mp4", "mpeg4", "hevc"])
 @pytest.mark.parametrize("n", [1, 4])
 def test_a_movie_that_calls_every_frame_a_keyframe_gives_the_same_frames(

@@ -31,6 +31,8 @@ def test_allowed(text: str, url: str) -> None:
         *("", "a\0b", "a\nb", "a\x7f", "http://host/a.mp4", "https://host/a.mp4", "gs://b/a", "data:text/plain,x"),
         *("simplecache::file:///etc/passwd", "zip://a.mp4::s3://b/c.zip", "local:/etc/passwd", "file:/etc/passwd"),
         *("file://host/a", "file://", "file:///a%00b", "concat:a|b", "subfile,,start,0,end,9,,:/etc/passwd"),
+        *("s3://KEY:HID/HIDDEN@bucket/a", "s3://KEY:HIDDEN/bucket", "s3://b/k?X-Amz-Signature=HIDDEN"),
+        *("https://KEY:HID/HIDDEN@host/a", "https://host/a?sig=HIDDEN&x=HIDDEN", "gs://KEY:HIDDEN@b/a"),
         *("s3://KEY:HIDDEN@bucket/a", "s3://HIDDEN@bucket/a", "s3:///a", "s3://", "s3:bucket/a", "s3://b*/a"),
     ],
 )
@@ -46,7 +48,7 @@ def test_refused_in_one_line(text: str) -> None:
 
 def test_redact_blots_out_keys() -> None:
     shown = redact("GET s3://KEY:SECRET@bucket/a and http://h/a?X-Amz-Signature=abc&x=1&AWSAccessKeyId=AKIA failed")
-    assert shown == "GET s3://***@bucket/a and http://h/a?X-Amz-Signature=***&x=1&AWSAccessKeyId=*** failed"
+    assert shown == "GET s3://***@bucket/a and http://h/a?X-Amz-Signature=***&x=***&AWSAccessKeyId=*** failed"
 
 
 @pytest.mark.parametrize(
