@@ -18,7 +18,7 @@ from benchmarks.progress import say
 
 BF16_BOUND = 0.05
 """Relative L2 of a row between fp32 and bf16: 8 bits of mantissa through dozens of layers of random weights."""
-_PASSES = (2, 4)
+_PASSES = (2, 6)
 """How often featlib, the fastest, gets the list in its short and its long run; fewer clips get other pools."""
 
 
