@@ -121,6 +121,11 @@ class Backlog:
         rows = shard_rows(self._plan, shard)
         self._open(shard, {rows[digest(media_id)] for media_id in media_ids})
 
+    @property
+    def unpublished(self) -> int:
+        """Shards of this run that are not closed; 0 once everything is done."""
+        return len(self._num_open)
+
     def close(self, shard: int) -> None:
         """Forgets a shard that is published."""
         self._num_open.pop(shard, None)

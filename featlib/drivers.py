@@ -3,6 +3,12 @@
 A driver puts a claim, waits long enough for a claim of the same second to be visible, and lists: the earliest claim
 (store time, then id) whose driver lives works, the others leave. It lists again before the plan and before each
 publish. A driver lives while its heartbeat changes; one whose process is gone from this very machine is dead at once.
+
+Another one is only taken for dead when it has been silent for ``LEASE_S``, which is longer than ``GUARDED_S``, the
+deadline of a request and the time-out of its last try together. Before it puts anything for good, a driver makes sure
+that it has not been silent for longer than ``GUARDED_S``, or else that it was not taken for dead; so what it puts
+arrives before anybody takes over. What no store without conditional writes can exclude: a machine that sleeps, or a
+single request of which bytes keep trickling, for longer than the lease.
 """
 
 import contextlib
@@ -21,7 +27,11 @@ from featlib.layout import Keys
 from featlib.storage import Store
 
 BEAT_S = 5.0
-LEASE_S = 30.0
+GUARDED_S = 30.0
+LEASE_S = 200.0
+LOOK_S = 1.0
+"""How often a driver that waits looks for a beat of the one before it."""
+
 SETTLE_S = 1.5
 """S3 stamps whole seconds: two claims of one second are told apart by id, so both must be listed."""
 
@@ -45,6 +55,12 @@ class Host:
     def is_dead(self) -> bool:
         """Whether the process ran on this machine and is gone; False when it cannot be told."""
         return self.boot == _boot() and self.boot != "" and _started(self.pid) != self.started
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, where the system counts them."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
 def _boot() -> str:
@@ -78,7 +94,10 @@ class Claim:
         self.id = uuid.uuid4().hex[:12]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="featlib-heartbeat", daemon=True)
-        self._claimed_at = 0.0
+        self._claimed_at = self._beat_at = 0.0
+        self._is_in_doubt = False
+        self._beats = 0
+        self._beating = threading.Lock()
 
     def __enter__(self) -> "Claim":
         body = json.dumps({**vars(Host.here()), "id": self.id}).encode()
@@ -106,13 +125,20 @@ class Claim:
         return f"{self._keys.drivers}/{driver or self.id}.{ending}"
 
     def _beat(self) -> None:
-        count = 0
         while not self._stop.is_set():
-            count += 1
             # A store that is away shows no claims of others either; the next beat tries again.
             with contextlib.suppress(TransientError):
-                self._store.put(self._key("alive"), str(count).encode())
+                self._put_beat()
             self._stop.wait(BEAT_S)
+
+    def _put_beat(self) -> None:
+        with self._beating:
+            begun = _now()
+            if self._beat_at and begun - self._beat_at > GUARDED_S:
+                self._is_in_doubt = True
+            self._beats += 1
+            self._store.put(self._key("alive"), str(self._beats).encode())
+            self._beat_at = begun
 
     def settle(self) -> None:
         """Waits until competing claims must be visible, then makes sure that this driver is the one that works."""
@@ -125,6 +151,20 @@ class Claim:
         earlier = self._earlier()
         if earlier:
             raise self._other(earlier[0])
+
+    def guard(self) -> None:
+        """Makes sure, before something is put for good, that nobody takes this driver for dead before it arrives.
+
+        Costs nothing while the heart beats. A driver that was cut off or asleep looks whether it was buried meanwhile.
+
+        Raises:
+            StoppedError: It was; another driver works.
+        """
+        if _now() - self._beat_at > GUARDED_S:
+            self._put_beat()
+        if self._is_in_doubt:
+            self.check()
+            self._is_in_doubt = False
 
     def _earlier(self) -> list[str]:
         claims = [o for o in self._store.list(self._keys.drivers) if o.key.endswith(".claim")]
@@ -151,15 +191,22 @@ class Claim:
         return False
 
     def _outlive(self, driver: str) -> None:
-        """Waits for a sign of life of another driver; without one within the lease it is dead."""
-        before = self._pulse(driver)
-        deadline = time.monotonic() + LEASE_S
-        while time.monotonic() < deadline:
-            self._stop.wait(1.0)
+        """Waits for a sign of life of another driver; without one within the lease it is dead.
+
+        Only time in which the store answers counts: while it is away, nobody can beat.
+        """
+        before, silent_s = self._pulse(driver), 0.0
+        while silent_s < LEASE_S:
+            looked_at = time.monotonic()
+            self._stop.wait(LOOK_S)
             if self._pulse(driver) != before or driver not in self._earlier():
                 break
+            silent_s += min(time.monotonic() - looked_at, 2 * LOOK_S)
         else:
             self._bury(driver)
+            time.sleep(BEAT_S + 2 * LOOK_S)
+            if self._pulse(driver):  # it beat while it was buried: it lives, and stops by itself when it sees that
+                raise self._other(driver)
             return
         if driver in self._earlier():
             raise self._other(driver)

@@ -94,17 +94,20 @@ def _claimed(
         claim.settle()
         # Again: a driver that ended meanwhile may have registered.
         partition.check(store, keys, _provenance(config, models))
-        plan, selected = _plan(config, store, keys, options)
+        plan, selected = _plan(config, store, keys, options, claim)
         on_event("plan_written", str(len(plan.ids)))
         opened = _opened(config, store, keys, plan, selected)
         models, forward = _settled(config, store, keys, models, plan, opened, shown)
         provenance = _provenance(config, models)
+        claim.guard()
         partition.register(store, keys, provenance)
         remove_history(store, keys, list(provenance))
         task = replace(_task(config, store, keys, models, provenance, plan, opened, ray), decode=decode)
         run = Run(task, claim, shown, on_event)
         if task.backlog.num_items:
             run.work()
+        else:
+            run.sweep()
         on_event("before_summary", config.dataset)
         summary = _summary(task, run, selected, forward)
         if summary.did_work:
@@ -112,7 +115,7 @@ def _claimed(
         return summary
 
 
-def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions) -> tuple[Plan, Rows]:
+def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions, claim: Claim) -> tuple[Plan, Rows]:
     batches = read_manifest(
         config.manifest,
         uri_column=config.uri_column,
@@ -120,7 +123,7 @@ def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions
         local_media=config.local_media,
         options=options,
     )
-    return grow(store, keys, read_plan(store, keys), batches, config.shard_items)
+    return grow(store, keys, read_plan(store, keys), batches, config.shard_items, claim.guard)
 
 
 def _provenance(config: ExtractConfig, models: "Sequence[ResolvedModel]") -> dict[str, Provenance]:

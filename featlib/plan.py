@@ -7,7 +7,7 @@ A million items cost about 40 MB here: ids are held as 16-byte digests, and item
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featlib.errors import ConfigError, StoppedError
+from featlib.errors import ConfigError, DamagedError, StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.sealed import open_sealed, reread, seal_file, sealable
-from featlib.storage import Store
+from featlib.storage import Store, redact
 
 PLAN = pa.schema(
     [
@@ -131,11 +131,19 @@ def _with_generation(plan: Plan, store: Store, key: str) -> Plan:
 
 
 def grow(
-    store: Store, keys: Keys, plan: Plan, batches: Iterable[pa.RecordBatch], shard_items: int
+    store: Store,
+    keys: Keys,
+    plan: Plan,
+    batches: Iterable[pa.RecordBatch],
+    shard_items: int,
+    guard: Callable[[], None] = lambda: None,
 ) -> tuple[Plan, npt.NDArray[np.bool_]]:
     """Adds the manifest's new items as one generation; gives the plan and which of its items the manifest names.
 
     The generation is put only after the manifest was read to its end, so a wrong manifest leaves no trace.
+
+    Args:
+        guard: Called before that; raises when this process may not put it any more.
 
     Raises:
         ConfigError: A known media id comes with another URI or range.
@@ -165,6 +173,7 @@ def grow(
             return plan, selected
         seal_file(path)
         key = f"{keys.plan}/gen-{len(plan.generations):05d}.plan"
+        guard()
         store.put_file(key, str(path))
     shards = (plan.next_shard + np.arange(count) // shard_items).astype(np.int32)
     grown = Plan(
@@ -193,9 +202,10 @@ class _Known:
         moved = np.flatnonzero(hit & (self.identities[at] != identities))
         if len(moved):
             row = batch.slice(int(moved[0]), 1).to_pylist()[0]
+            where = f"{row['source']}: row {row['row']}: media_id {row['media_id']!r}"
             raise ConfigError(
-                f"{row['source']}: row {row['row']}: media_id {row['media_id']!r} is already planned in this dataset "
-                f"with another uri or range (now {row['uri']!r}); give it another id or use another --dataset"
+                f"{redact(where)} is already planned in this dataset with another uri or range (now "
+                f"{redact(row['uri'])!r}); give it another id or use another --dataset"
             )
         return np.where(hit, self.rows[at], -1)
 
@@ -229,15 +239,27 @@ class PlanItems:
         first = 0
         for generation in self._plan.generations:
             if first <= rows.start < first + generation.num_rows:
-                return self._read(generation.key, rows.start - first, len(rows))
+                return self._read(generation.key, first, rows.start - first, len(rows))
             first += generation.num_rows
         raise StoppedError(f"shard {shard} is not in the plan; run `featlib verify` on this output")
 
-    def _read(self, key: str, start: int, count: int) -> list[PlanItem]:
+    def _read(self, key: str, first: int, start: int, count: int) -> list[PlanItem]:
+        """Rows of the generation ``key``, whose own first row is the plan's row ``first``."""
         if self._cached is None or self._cached.key != key or not self._cached.holds(start, count):
-            self._cached = reread(key, partial(_read_rows, self._store, key, start, count))
+            self._cached = reread(key, partial(self._read_checked, key, first, start, count))
         rows = self._cached.table.slice(start - self._cached.start, count)
         return list(map(PlanItem, *(rows[name].to_pylist() for name in _ITEM_COLUMNS)))
+
+    def _read_checked(self, key: str, first: int, start: int, count: int) -> "_Rows":
+        """A part is read, so the seal cannot tell; but what the items must be is known since the plan was read."""
+        rows = _read_rows(self._store, key, start, count)
+        place = slice(first + rows.start, first + rows.start + rows.table.num_rows)
+        ids, identities = _table_digests(rows.table)
+        is_right = np.array_equal(ids, self._plan.ids[place])
+        is_right &= np.array_equal(identities, self._plan.identities[place])
+        if not is_right or not rows.holds(start, count):
+            raise DamagedError(key)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,20 @@ class ShardPublisher:
         )
         try:
             outcomes = publish_shard(
-                self.store, self.keys, job, self.provenance, max_bytes=self.max_bytes, on_event=self.on_event
+                self.store,
+                self.keys,
+                job,
+                self.provenance,
+                max_bytes=self.max_bytes,
+                guard=self.claim.guard,
+                on_event=self.on_event,
             )
         except DamagedPieceError as error:
             self.store.delete([error.key])
             self._listed.clear()  # an earlier label may have put objects
             damaged = {r.media_id for p in pieces if p.key == error.key for r in p.reports}
             return Published(shard, again=_units_again(shard, items, needs, damaged))
+        self.claim.guard()
         self.store.delete([p.key for p in pieces if is_spent(p, self.provenance)])
         self.on_event("shard_published", str(shard))
         return Published(shard, outcomes)

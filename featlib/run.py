@@ -83,7 +83,7 @@ class Run:
     """One run over a backlog. Results are read in this thread, shards are published in another of this process."""
 
     def __init__(self, task: Task, claim: Claim, shown: Reporter, on_event: Event) -> None:
-        self._task, self._shown, self._on_event = task, shown, on_event
+        self._task, self._claim, self._shown, self._on_event = task, claim, shown, on_event
         self._id = uuid.uuid4().hex[:10]
         self._later: list[Unit] = []
         self._bad: set[str] = set()
@@ -143,6 +143,11 @@ class Run:
                 later, self._later = self._later, []
                 units = _UnitsFile(Path(folder) / f"units-{number}")
                 units.write(iter(later))
+        if task.backlog.open_items or task.backlog.unpublished:  # never, unless what workers say cannot be true
+            raise StoppedError(
+                f"{task.backlog.open_items} media and {task.backlog.unpublished} shards came to no end though all work "
+                "was done; what was staged stays, run the same command again"
+            )
         self._clean()
         self.seconds.wall = time.monotonic() - started
 
@@ -262,10 +267,15 @@ class Run:
             )
             self._finish(unit.shard, [finished_entry(report)])
 
+    def sweep(self) -> None:
+        """Removes lists of units that earlier, broken runs left behind."""
+        self._claim.guard()
+        self._task.store.delete([o.key for o in self._task.store.list(self._task.keys.units)])
+
     def _clean(self) -> None:
         """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
         task = self._task
-        task.store.delete([o.key for o in task.store.list(task.keys.units)])
+        self.sweep()
         staged = piece_keys(task.store, task.keys)
         mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
         for _, pieces in read_shards(task.store, mine):

@@ -8,14 +8,15 @@ import hashlib
 import io
 import mmap
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featlib.errors import DamagedError
+from featlib.errors import DamagedError, StoppedError
 from featlib.storage import Store
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ _MARK = b"featlib-seal:"
 _BLANK = b"0" * 64
 _READS = 4
 _READ_WHOLE = 32 << 20
+_COPIED = 8 << 20
 _UNSEALED = "has no seal: an earlier featlib wrote it, or something else did"
 
 
@@ -62,7 +64,7 @@ def _place(data: bytearray | mmap.mmap) -> int:
     return at + len(_MARK)
 
 
-def check_seal(data: bytes, key: str) -> None:
+def check_seal(data: bytes | mmap.mmap, key: str) -> None:
     """Makes sure that these are the bytes that were sealed.
 
     Raises:
@@ -71,9 +73,10 @@ def check_seal(data: bytes, key: str) -> None:
     at = data.rfind(_MARK) + len(_MARK)
     if at < len(_MARK):
         raise DamagedError(key, _UNSEALED)
-    whole = hashlib.sha256(memoryview(data)[:at])
-    whole.update(_BLANK)
-    whole.update(memoryview(data)[at + len(_BLANK) :])
+    with memoryview(data) as view:
+        whole = hashlib.sha256(view[:at])
+        whole.update(_BLANK)
+        whole.update(view[at + len(_BLANK) :])
     if data[at : at + len(_BLANK)] != whole.hexdigest().encode():
         raise DamagedError(key)
 
@@ -90,18 +93,47 @@ def read_sealed(data: bytes, key: str, columns: Sequence[str] | None = None) -> 
 
 
 def open_sealed(store: Store, key: str) -> BinaryIO:
-    """A sealed object as a seekable file: read at once and checked, or in ranges where it is too large for that.
+    """A sealed object as a seekable file, all of it checked; a large one lies in a temporary file meanwhile.
 
     Raises:
         DamagedError: Its bytes are not those that were sealed.
         FileNotFoundError: There is no such object.
     """
+    if not _is_large(store, key):
+        data = store.get(key)
+        check_seal(data, key)
+        return io.BytesIO(data)
+    file = cast(BinaryIO, tempfile.TemporaryFile(prefix="featlib-"))  # noqa: SIM115 - the caller closes it
+    try:
+        with store.open(key) as source:
+            _copy(source, file, key)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            check_seal(whole, key)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def _copy(source: BinaryIO, file: BinaryIO, key: str) -> None:
+    while data := source.read(_COPIED):
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            where = f"the folder for temporary files ({tempfile.gettempdir()}) does not take a copy of {key}"
+            raise StoppedError(f"{where}: {error.strerror}; make room there, or set TMPDIR") from error
+
+
+def open_part(store: Store, key: str) -> BinaryIO:
+    """As ``open_sealed``, but a large object is read in ranges, unchecked: by who can tell whether a part is right."""
+    return store.open(key) if _is_large(store, key) else open_sealed(store, key)
+
+
+def _is_large(store: Store, key: str) -> bool:
     info = store.stat(key)
-    if info is not None and info.size > _READ_WHOLE:
-        return store.open(key)
-    data = store.get(key)
-    check_seal(data, key)
-    return io.BytesIO(data)
+    return info is not None and info.size > _READ_WHOLE
 
 
 def reread(key: str, read: Callable[[], T]) -> T:

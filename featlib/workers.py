@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featlib.arrays import Extracted, Stretches
-from featlib.errors import FeatlibError
+from featlib.errors import DamagedError, FeatlibError
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
-from featlib.sealed import open_sealed, reread
+from featlib.sealed import open_part, reread
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import Decoded, MediaFacts, MediaItem, Segment, Status, Want
 from featlib.storage import Store, StoreOptions
@@ -37,7 +37,7 @@ from featlib.unit import (
     with_stats,
     without,
 )
-from featlib.work import Unit, UnitItem, unit_from_row, unit_row, units_table
+from featlib.work import UNITS_A_GROUP, Unit, UnitItem, unit_from_row, unit_row, units_table
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
@@ -94,9 +94,14 @@ class UnitsReader:
             yield units_table([Unit(0, (unreached(socket.gethostname(), error),), ())], STOP)
 
     def _read(self, groups: Sequence[int]) -> list[pa.Table]:
-        with open_sealed(self._store, self._key) as file:
+        with open_part(self._store, self._key) as file:
             source = pq.ParquetFile(file, page_checksum_verification=True)
-            return [source.read_row_group(group) for group in groups]
+            units = [source.read_row_group(group) for group in groups]
+        for group, table in zip(groups, units, strict=True):
+            first = group * UNITS_A_GROUP
+            if table["seq"].to_pylist() != list(range(first, first + table.num_rows)):
+                raise DamagedError(self._key)  # another group, by metadata that no checksum covers
+        return units
 
 
 class DecodeWorker:

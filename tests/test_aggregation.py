@@ -343,6 +343,17 @@ def test_several_objects_of_a_shard_are_read_as_one(tmp_path: Path) -> None:
     assert vectors(tmp_path, "a.mean")["v2"] == pytest.approx(steps("a", "v2").mean(0), rel=1e-6)
 
 
+@pytest.mark.parametrize("place", [60, -40])
+def test_features_with_a_flipped_bit_become_no_vectors(tmp_path: Path, place: int) -> None:
+    published(tmp_path, [Item(i) for i in IDS])
+    (path,) = tmp_path.glob("features/dataset=d/model=a/*.parquet")
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="is damaged"):
+        aggregate(tmp_path, "a")
+
+
 def test_a_plan_that_is_gone_is_said(tmp_path: Path) -> None:
     store = published(tmp_path, [Item("v0")])
     store.delete([o.key for o in store.list("_featlib")])

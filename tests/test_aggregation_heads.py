@@ -415,7 +415,7 @@ def without_features(folder: Path, store: Store, media_ids: tuple[str, ...]) -> 
     rows = pq.read_table(io.BytesIO(store.get(only.key))).to_pylist()
     nothing = {"feature": None, "feature_shape": None}
     changed = [{**row, **(nothing if row["media_id"] in media_ids else {})} for row in rows]
-    pq.write_table(pa.Table.from_pylist(changed, schema=FEATURES), folder / only.key)
+    (folder / only.key).write_bytes(sealed(pa.Table.from_pylist(changed, schema=FEATURES)))
 
 
 def test_an_item_whose_rows_have_no_feature_is_said_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from featlib import drivers
 from featlib.drivers import Claim, Host
 from featlib.errors import StoppedError
 from featlib.layout import Keys
-from featlib.storage import Store
+from featlib.storage import Store, StoreOptions, s3
 
 KEYS = Keys("d")
+LEASE_S = drivers.LEASE_S
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +27,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drivers, "SETTLE_S", 0.05)
     monkeypatch.setattr(drivers, "BEAT_S", 0.1)
     monkeypatch.setattr(drivers, "LEASE_S", 1.2)
+    monkeypatch.setattr(drivers, "LOOK_S", 0.1)
 
 
 @pytest.fixture
@@ -126,6 +129,72 @@ def test_a_claim_of_another_host_that_no_longer_beats_is_taken_over(store: Store
         claim.settle()
         claim.check()
         assert [o.key for o in store.list(KEYS.drivers) if "/aaa." in o.key] == []
+
+
+def test_a_driver_that_wakes_up_while_it_is_buried_is_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It beats once more between the last look and the burial: then both stop, rather than both work."""
+    _foreign_claim(store, "aaa")
+    store.put(f"{KEYS.drivers}/aaa.alive", b"17")
+    bury = Claim._bury
+
+    def wake(claim: Claim, driver: str) -> None:
+        bury(claim, driver)
+        store.put(f"{KEYS.drivers}/{driver}.alive", b"18")
+
+    monkeypatch.setattr(Claim, "_bury", wake)
+    with Claim(store, KEYS) as claim, pytest.raises(StoppedError, match="driver aaa"):
+        claim.settle()
+
+
+def test_time_without_an_answer_of_the_store_is_no_silence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _foreign_claim(store, "aaa")
+    store.put(f"{KEYS.drivers}/aaa.alive", b"17")
+    looks = 0
+    pulse = Claim._pulse
+
+    def slow(claim: Claim, driver: str) -> bytes:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            time.sleep(2 * drivers.LEASE_S)
+        return pulse(claim, driver)
+
+    monkeypatch.setattr(Claim, "_pulse", slow)
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+    assert looks > drivers.LEASE_S / (2 * drivers.LOOK_S), "one long wait is worth no more than a short one"
+
+
+def test_a_driver_that_was_silent_looks_before_it_puts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "BEAT_S", 1000.0)
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        store.delete(_claims(store))
+        claim.guard()  # it has beaten just now: nobody takes it for dead, whatever the store lists
+        monkeypatch.setattr(drivers, "GUARDED_S", 0.0)
+        with pytest.raises(StoppedError, match="another driver took over"):
+            claim.guard()
+
+
+def test_a_beat_after_a_long_silence_takes_no_doubt_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heart may beat again before anything is put; the driver may have been buried before that all the same."""
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        claim._beat_at -= 2 * drivers.GUARDED_S
+        store.delete(_claims(store))
+        claim._put_beat()
+        for _ in range(2):
+            with pytest.raises(StoppedError, match="another driver took over"):
+                claim.guard()
+        _foreign_claim(store, claim.id)  # as if it had never been gone
+        claim.guard()
+        store.delete(_claims(store))
+        claim.guard()  # no doubt any more
+
+
+def test_no_request_outlives_the_lease() -> None:
+    """One that begins as late as the guard allows is given up, and its last try answered, before the lease ends."""
+    assert drivers.GUARDED_S + StoreOptions().deadline_s + s3._READ_TIMEOUT_S <= LEASE_S
 
 
 def test_a_claim_that_cannot_be_read_is_not_thought_dead_at_once(store: Store) -> None:

@@ -23,7 +23,8 @@ from featlib.shards.schema import FEATURES, OUTCOMES
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "featlib"
 HEAVY = ("torch", "torchvision", "ray", "av", "pandas", "pyarrow", "fsspec", "s3fs", "PIL", "numpy", "pydantic")
-NO_TORCH = ("manifest", "plan", "storage", "shards", "config", "errors", "spec", "layout", "media/sampling")
+_NO_TORCH = ("manifest", "plan", "work", "storage", "shards", "config", "train_config", "errors", "spec", "sampling")
+NO_TORCH = (*_NO_TORCH, "layout", "media/sampling")
 
 
 @pytest.fixture(scope="module")
@@ -195,25 +196,34 @@ def test_no_torch_in(part: str) -> None:
     assert loaded("\n".join(f"import {name}" for name in names)).isdisjoint({"torch", "torchvision", "ray", "av"})
 
 
+_JOB = ("featlib.plan", "featlib.work", "featlib.dataflow", "featlib.nodes")
+
+
 @pytest.mark.parametrize(
     ("part", "must_not_know"),
     [
         ("errors", ("featlib.",)),
-        ("spec", ("featlib.",)),
-        ("storage", ("featlib.manifest", "featlib.plan", "featlib.media", "featlib.extractors", "featlib.shards")),
-        ("manifest", ("featlib.plan", "featlib.media", "featlib.extractors", "featlib.shards", "featlib.dataflow")),
-        ("plan", ("featlib.media", "featlib.extractors", "featlib.inference", "featlib.shards", "featlib.dataflow")),
-        ("media", ("featlib.plan", "featlib.extractors", "featlib.inference", "featlib.shards", "featlib.dataflow")),
-        ("extractors", ("featlib.plan", "featlib.media", "featlib.shards", "featlib.dataflow")),
-        ("heads", ("featlib.plan", "featlib.media", "featlib.shards", "featlib.dataflow")),
-        ("inference", ("featlib.plan", "featlib.media", "featlib.shards", "featlib.dataflow")),
-        ("shards", ("featlib.media", "featlib.extractors", "featlib.inference", "featlib.dataflow")),
+        ("sampling", ("featlib.",)),
+        ("storage", ("featlib.manifest", "featlib.media", "featlib.extractors", "featlib.shards", *_JOB)),
+        ("manifest", ("featlib.media", "featlib.extractors", "featlib.shards", *_JOB)),
+        ("plan", ("featlib.media", "featlib.extractors", "featlib.inference", "featlib.shards", *_JOB[1:])),
+        ("work", ("featlib.media", "featlib.extractors", "featlib.inference", "featlib.shards", *_JOB[2:])),
+        ("media", ("featlib.extractors", "featlib.inference", "featlib.shards", *_JOB)),
+        ("extractors", ("featlib.media", "featlib.shards", *_JOB)),
+        ("heads", ("featlib.media", "featlib.shards", *_JOB)),
+        ("inference", ("featlib.media", "featlib.shards", *_JOB)),
+        ("shards", ("featlib.media", "featlib.extractors", "featlib.inference", *_JOB[2:])),
     ],
 )
 def test_imports_go_one_way(part: str, must_not_know: tuple[str, ...]) -> None:
     for file in files_of(part):
         for name in imports(file):
             assert not name.startswith(must_not_know), f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_spec_knows_only_sampling() -> None:
+    (file,) = files_of("spec")
+    assert {name.rpartition(".")[0] for name in imports(file) if name.startswith("featlib.")} == {"featlib.sampling"}
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))

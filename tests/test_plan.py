@@ -1,5 +1,6 @@
 """The plan: immutable generations of shards, and the work units that are cut from them."""
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featlib.errors import ConfigError, StoppedError
+from featlib.errors import ConfigError, DamagedError, StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys
 from featlib.manifest import SCHEMA, read_manifest
 from featlib.plan import PLAN, Plan, PlanItems, empty_plan, find_rows, grow, read_plan, shard_rows
+from featlib.sealed import sealed
 from featlib.storage import Store
 from featlib.work import (
     Unit,
@@ -115,6 +117,19 @@ def test_a_duplicate_at_the_end_of_a_real_manifest_leaves_no_plan(store: Store, 
     with pytest.raises(ConfigError, match="'x'"):
         grow(store, KEYS, empty_plan(), read_manifest([str(manifest)]), 2)
     assert store.list("") == []
+
+
+@pytest.mark.parametrize("columns", [{"media_id": ["b", "a", "c"]}, {"uri": ["/v/a.mp4", "/v/x.mp4", "/v/c.mp4"]}])
+def test_other_items_than_those_of_the_plan_are_damage(store: Store, columns: dict[str, list[str]]) -> None:
+    """As a flipped bit in the metadata of a large plan would give, which no checksum of a page covers."""
+    plan, _ = _grow(store, *_ids("a", "b", "c"))
+    key = plan.generations[0].key
+    table = pq.read_table(io.BytesIO(store.get(key)))
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), pa.array(values))
+    store.put(key, sealed(table))
+    with pytest.raises(DamagedError, match="gen-00000"):
+        PlanItems(store, plan).shard(1)
 
 
 def test_items_keep_what_the_manifest_said(store: Store) -> None:

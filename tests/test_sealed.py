@@ -1,14 +1,17 @@
 """The seal of outcomes objects covers every byte."""
 
 import io
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import featlib.sealed as sealed_module
 from featlib.errors import DamagedError
-from featlib.sealed import check_seal, read_sealed, sealed
+from featlib.sealed import check_seal, open_part, open_sealed, read_sealed, sealed
+from featlib.storage import Store
 
 TABLE = pa.table(
     {"media_id": ["a", "b"], "etag": ["0" * 64, "featlib-seal:" + "0" * 64]},
@@ -42,6 +45,22 @@ def test_every_single_bit_counts() -> None:
             other[place] ^= 1 << bit
             with pytest.raises(DamagedError, match="some/key: is damaged"):
                 check_seal(bytes(other), "some/key")
+
+
+def test_a_large_object_is_checked_as_a_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed_module, "_READ_WHOLE", 10)
+    store, data = Store(str(tmp_path)), sealed(TABLE)
+    store.put("k", data)
+    with open_sealed(store, "k") as file:
+        assert pq.read_table(file).to_pydict() == TABLE.to_pydict()
+    for place in range(0, len(data), 7):
+        other = bytearray(data)
+        other[place] ^= 4
+        store.put("k", bytes(other))
+        with pytest.raises(DamagedError, match="k: is damaged"):
+            open_sealed(store, "k")
+    with open_part(store, "k") as file:
+        assert file.read() == bytes(other)
 
 
 def test_cut_empty_and_foreign_bytes_are_damaged() -> None:

@@ -269,7 +269,8 @@ def test_a_store_that_cannot_be_written_stops_the_job_and_blames_no_item(folder:
     assert json.loads(result["finished"][0].as_py()) == []
 
 
-def test_units_are_read_by_row_group(tmp_path: Path) -> None:
+def test_units_are_read_by_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featlib.workers.UNITS_A_GROUP", 2)
     store = Store(str(tmp_path))
     table = units_table([Unit(0, ("a",), (UnitItem(f"v{i}", f"/{i}.mp4"),)) for i in range(5)], 0)
     path = tmp_path / "units"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from featlib.errors import ConfigError
 from featlib.heads.pooling import Floats, Pooled, steps_of
 from featlib.layout import Keys, PartName
+from featlib.sealed import open_sealed
 from featlib.shards.schema import reading
 from featlib.storage import Store
 
@@ -119,7 +120,7 @@ class ShardRows:
             self._keys, self._files = keys, []
             for key in keys:
                 with reading(key):
-                    self._files.append(pq.ParquetFile(opened.enter_context(store.open(key))))
+                    self._files.append(pq.ParquetFile(opened.enter_context(open_sealed(store, key))))
             self._stretches = self._find()
             self._opened = opened.pop_all()
         self._group: dict[int, tuple[int, pa.Table]] = {}

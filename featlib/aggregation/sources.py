@@ -59,7 +59,8 @@ def _open(store: Store, keys: Keys, label: str) -> Source:
 def _first_shape(store: Store, keys: Keys, label: str) -> tuple[int, ...]:
     for info in store.list(keys.features(label)):
         with reading(info.key), store.open(info.key) as file:
-            rows = next(pq.ParquetFile(file).iter_batches(1, columns=["feature_shape"]), None)
+            table = pq.ParquetFile(file, page_checksum_verification=True)
+            rows = next(table.iter_batches(1, columns=["feature_shape"]), None)
         if rows is not None and rows.num_rows:
             shape = rows["feature_shape"][0].as_py()
             if not shape:

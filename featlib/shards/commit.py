@@ -32,10 +32,11 @@ class Committed:
 
     def has(self, staged: StagedItem, media_id: str) -> bool:
         """Whether these very pieces made the outcome that stands: a cut publish is being repeated."""
-        return all(key in self.pieces for key, _ in staged.pieces.values()) and media_id in self._ids
+        return all(key in self.pieces for key, _ in staged.pieces.values()) and media_id in self.media_ids
 
     @cached_property
-    def _ids(self) -> frozenset[str]:
+    def media_ids(self) -> frozenset[str]:
+        """Items with an outcome."""
         return frozenset(self.outcomes["media_id"].to_pylist())
 
 

@@ -7,12 +7,11 @@ so a publish that was cut anywhere can be repeated. Only the driver process call
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,9 +23,12 @@ from featlib.sealed import check_seal, open_sealed, reread
 from featlib.shards.commit import Committed, put_committed, read_committed
 from featlib.shards.parts import Joined, PartWriter, new_names, put_file, write_whole
 from featlib.shards.pieces import PieceReader, unique_rows
-from featlib.shards.schema import KEY, OUTCOMES, Provenance, as_features
+from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, as_features
 from featlib.shards.staging import StagedItem
 from featlib.storage import Store
+
+RowKey = tuple[str, int, int]
+"""media_id, clip_index and region_index."""
 
 Event = Callable[[str, str], None]
 """Called with the name of what has just happened and the key it happened to."""
@@ -59,13 +61,24 @@ def publish_shard(
     provenance: Mapping[str, Provenance],
     *,
     max_bytes: int,
+    guard: Callable[[], None] = lambda: None,
     on_event: Event = lambda name, key: None,
 ) -> dict[str, dict[str, list[Any]]]:
     """Makes the staged items of a shard visible for every label in ``job.staged``; gives the outcomes by label.
 
+    Args:
+        guard: Called before each object is put; raises when this process may not put any more.
+
     Raises:
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
     """
+
+    def put(key: str, path: Path) -> str:
+        guard()
+        sha256 = put_file(store, key, path)
+        on_event("features_put", key)
+        return sha256
+
     published: dict[str, dict[str, list[Any]]] = {}
     pieces = PieceReader(store)
     for label, all_staged in job.staged.items():
@@ -75,58 +88,80 @@ def publish_shard(
             published[label] = committed.outcomes.to_pydict()
             continue
         present = sorted(job.present.get(label, ()), key=lambda k: PartName.parse(k) or PartName(0))
-        hashes = dict(committed.hashes)
         counts: dict[str, int] = {}
         with TemporaryDirectory(prefix="featlib-") as folder:
             writer = PartWriter(Path(folder), provenance[label].footer(), max_bytes)
-            cut = [key for key in present if key.rpartition("/")[2] not in committed.hashes]
-            replacements = _write_new_rows(store, pieces, job, label, staged, present, cut, writer, counts)
+            visible = _Visible.read(store, present, committed)
+            hashes = {**committed.hashes, **visible.hashes}
+            replacements = _write_new_rows(pieces, job, label, staged, visible, writer, counts)
             files = writer.close()
-            for key in _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes):
-                on_event("features_put", key)
+            _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes, put)
             for path, part in zip(files, new_names(job.shard, committed.rounds, present), strict=False):
                 key = f"{keys.features(label)}/{part}"
-                hashes[str(part)] = put_file(store, key, path)
+                hashes[str(part)] = put(key, path)
                 present.append(key)
-                on_event("features_put", key)
-        for key in present:
-            if (name := key.rpartition("/")[2]) not in hashes:
-                data = store.get(key)
-                check_seal(data, key)
-                hashes[name] = hashlib.sha256(data).hexdigest()
         outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
         used = {key for item in staged.values() for key, _ in item.pieces.values()}
         stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces))
+        guard()
         put_committed(store, keys, label, job.shard, stands, provenance[label])
         on_event("outcomes_put", label)
         published[label] = outcomes.to_pydict()
     return published
 
 
+@dataclass(frozen=True)
+class _Visible:
+    """The keys of rows that a reader finds, and the object of each.
+
+    Args:
+        standing: With an outcome, in objects that an outcomes object mentions.
+        loose: All others: a publish was cut behind them. They may be of media, or of pieces, that have been replaced
+            since, or of items that are no longer asked for; they give way to what is staged now, or to nothing.
+        hashes: SHA-256 of each object as it is now, by the last component of its key: a publish that was cut behind a
+            replacement left other bytes than those that are committed.
+    """
+
+    standing: Mapping[RowKey, str]
+    loose: Mapping[RowKey, str]
+    hashes: Mapping[str, str]
+
+    @classmethod
+    def read(cls, store: Store, present: Sequence[str], committed: Committed) -> "_Visible":
+        """Of the objects ``present``."""
+        standing: dict[RowKey, str] = {}
+        loose: dict[RowKey, str] = {}
+        hashes: dict[str, str] = {}
+        for key in present:
+            name = key.rpartition("/")[2]
+            hashes[name], rows = _read_keys(store, key)
+            for row in rows:
+                is_standing = name in committed.hashes and row[0] in committed.media_ids
+                (standing if is_standing else loose)[row] = key
+        return cls(standing, loose, hashes)
+
+    def __bool__(self) -> bool:
+        return bool(self.standing or self.loose)
+
+
 def _write_new_rows(
-    store: Store,
     pieces: PieceReader,
     job: ShardJob,
     label: str,
     staged_items: Mapping[str, StagedItem],
-    present: Sequence[str],
-    cut: Collection[str],
+    visible: _Visible,
     writer: PartWriter,
     counts: dict[str, int],
 ) -> dict[str, dict[str, pa.Table]]:
-    """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item.
-
-    Args:
-        cut: Objects that no outcomes mention: a publish was cut behind them. Their rows may be of media, or of
-            pieces, that have been replaced since, and give way to what is staged now.
-    """
-    visible = _visible_keys(store, present)
-    kept = {row: key for row, key in visible.items() if key not in cut}
-    of_cut = {row: key for row, key in visible.items() if key in cut}
+    """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item."""
     moved = job.replaced & staged_items.keys()
-    homes = {media_id: keys_ for media_id, keys_ in _homes(visible).items() if media_id in moved}
-    homes |= {m: keys_ for m, keys_ in _homes(of_cut).items() if m in staged_items and m not in moved}
+    homes = {m: keys_ for m, keys_ in _homes({**visible.standing, **visible.loose}).items() if m in moved}
+    loose = _homes(visible.loose)
+    homes |= {m: keys_ for m, keys_ in loose.items() if m in staged_items and m not in moved}
     replacements: dict[str, dict[str, pa.Table]] = {key: {} for keys_ in homes.values() for key in keys_}
+    for media_id in loose.keys() - staged_items.keys():
+        for key in loose[media_id]:
+            replacements.setdefault(key, {})[media_id] = FEATURES.empty_table()
     joined = Joined(writer)
     for item in job.items:
         staged = staged_items.get(item.media_id)
@@ -142,30 +177,29 @@ def _write_new_rows(
         counts[item.media_id] = rows.num_rows
         if item.media_id in homes:
             first, *others = homes[item.media_id]
-            replacements[first][item.media_id] = rows if item.media_id in moved else _without(rows, kept)
+            replacements[first][item.media_id] = rows if item.media_id in moved else _without(rows, visible.standing)
             for key in others:
                 replacements[key][item.media_id] = rows.slice(0, 0)
         else:
-            writer.write(_without(rows, kept), spans[0].bytes_a_row)
+            writer.write(_without(rows, visible.standing), spans[0].bytes_a_row)
     joined.flush()
     return replacements
 
 
-def _visible_keys(store: Store, present: Sequence[str]) -> dict[tuple[str, int, int], str]:
-    found: dict[tuple[str, int, int], str] = {}
-    for key in present:
-        table = reread(key, partial(_read_keys, store, key))
-        columns = (table[name].to_pylist() for name in KEY)
-        found.update(dict.fromkeys(zip(*columns, strict=True), key))
-    return found
+def _read_keys(store: Store, key: str) -> tuple[str, Iterator[RowKey]]:
+    """The SHA-256 of a features object, and the keys of its rows."""
+
+    def read() -> tuple[str, pa.Table]:
+        with open_sealed(store, key) as file:
+            sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+            file.seek(0)
+            return sha256, pq.read_table(file, columns=list(KEY), page_checksum_verification=True)
+
+    sha256, table = reread(key, read)
+    return sha256, zip(*(table[name].to_pylist() for name in KEY), strict=True)
 
 
-def _read_keys(store: Store, key: str) -> pa.Table:
-    with open_sealed(store, key) as file:
-        return pq.read_table(file, columns=list(KEY), page_checksum_verification=True)
-
-
-def _homes(visible: Mapping[tuple[str, int, int], str]) -> dict[str, list[str]]:
+def _homes(visible: Mapping[RowKey, str]) -> dict[str, list[str]]:
     homes: dict[str, list[str]] = {}
     for (media_id, _, _), key in visible.items():
         known = homes.setdefault(media_id, [])
@@ -174,7 +208,7 @@ def _homes(visible: Mapping[tuple[str, int, int], str]) -> dict[str, list[str]]:
     return homes
 
 
-def _without(rows: pa.Table, visible: Mapping[tuple[str, int, int], str]) -> pa.Table:
+def _without(rows: pa.Table, visible: Mapping[RowKey, str]) -> pa.Table:
     if not visible:
         return rows
     keys = zip(*(rows[name].to_pylist() for name in KEY), strict=True)
@@ -188,7 +222,8 @@ def _put_replacements(
     items: Sequence[PlanItem],
     folder: Path,
     hashes: dict[str, str],
-) -> Iterator[str]:
+    put: Callable[[str, Path], str],
+) -> None:
     """Rewrites objects whose items changed; those that only lose rows go first, so no key is ever there twice."""
     order = pa.array([item.media_id for item in items])
     for key in sorted(replacements, key=lambda k: any(t.num_rows for t in replacements[k].values())):
@@ -199,8 +234,7 @@ def _put_replacements(
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
         path = folder / "replacement"
         write_whole(rows.drop_columns(["place"]), provenance, path)
-        hashes[key.rpartition("/")[2]] = put_file(store, key, path)
-        yield key
+        hashes[key.rpartition("/")[2]] = put(key, path)
 
 
 def _read_whole(store: Store, key: str, sha256: str | None) -> pa.Table:

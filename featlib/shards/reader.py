@@ -94,7 +94,9 @@ class Features:
 
         filesystem, root = self._store.arrow()
         paths = [f"{root}/{key}" for key in keys]
-        return ds.dataset(paths, schema, filesystem=filesystem, format="parquet")
+        checked = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        form = ds.ParquetFileFormat(default_fragment_scan_options=checked)
+        return ds.dataset(paths, schema, filesystem=filesystem, format=form)
 
 
 def open_features(

@@ -19,6 +19,7 @@ Fault = Literal[
     "lost_reply",
     "stall",
     "short_stall",
+    "half_stall",
     "flip_request",
     "flip_answer",
 ]
@@ -31,8 +32,8 @@ class FaultProxy:
     """Passes requests on, except those for which ``script`` names a fault.
 
     ``lost_reply``: the store does the work, the client never hears of it. ``stall``: no answer until the proxy stops.
-    ``short_stall``: no answer for a while, then a reset. ``flip_request``, ``flip_answer``: one bit somewhere in
-    the body is another, where there is a body.
+    ``half_stall``: the same behind half of the body. ``short_stall``: no answer for a while, then a reset.
+    ``flip_request``, ``flip_answer``: one bit somewhere in the body is another, where there is a body.
 
     Args:
         upstream: URL of the store.
@@ -112,7 +113,10 @@ class FaultProxy:
                 handler.send_header(name, value)
         handler.send_header("Connection", "close")
         handler.end_headers()
-        handler.wfile.write(data[: len(data) // 2] if fault == "truncate" else data)
+        handler.wfile.write(data[: len(data) // 2] if fault in ("truncate", "half_stall") else data)
+        if fault == "half_stall":
+            handler.wfile.flush()
+            self._stopped.wait()
 
     def _flipped(self, data: bytes) -> bytes:
         """One bit is another."""

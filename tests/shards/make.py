@@ -81,6 +81,9 @@ class FreeClaim(Claim):
     def check(self) -> None:
         return None
 
+    def guard(self) -> None:
+        return None
+
 
 def batch(rows: Iterable[Mapping[str, object]]) -> pa.RecordBatch:
     """Rows of a manifest as ``read_manifest`` gives them; what is not named is null."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featlib.backlog import Backlog
-from featlib.errors import DamagedError
+from featlib.errors import DamagedError, StoppedError
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems, read_plan
 from featlib.shards.pieces import DamagedPieceError, unique_rows
@@ -21,6 +21,7 @@ from featlib.storage import Store
 from tests.shards.make import (
     KEYS,
     NO_LIMIT,
+    CrashError,
     Item,
     check_hashes,
     expected,
@@ -208,6 +209,71 @@ def test_a_changed_item_outside_this_run_leaves_its_object_alone(store: Store) -
     publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     assert store.get(f"{KEYS.features('a')}/part-00000.parquet") == before
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1")])
+
+
+def _cut_before_the_commit(store: Store, job: ShardJob) -> None:
+    def die(name: str, key: str) -> None:
+        if name == "features_put":
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT, on_event=die)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_rows_of_a_cut_publish_that_nobody_asks_for_any_more_go(store: Store, *, replaced: bool) -> None:
+    """The next run is over a smaller manifest; the one after that over all, and a video may have changed by then."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    job = _job(store, ("a",))
+    _cut_before_the_commit(store, job)
+    (key,) = [info.key for info in store.list(KEYS.features("a"))]
+    alone = {"a": {"v0": job.staged["a"]["v0"]}}
+    publish_shard(store, KEYS, ShardJob(0, job.items, alone, {"a": [key]}), provenance("a"), max_bytes=NO_LIMIT)
+    assert visible(store)["a"] == expected("a", [Item("v0")])
+    assert list(_outcomes(store)) == ["v0"]
+    check_hashes(store, "a")
+    again = Item("v1", (0, 1), etag="e1", created=5.0) if replaced else Item("v1", created=5.0)
+    store.delete([piece.key for piece in list_pieces(store, KEYS)[0]])
+    staged(store, "s-0", [again])
+    publish(store)
+    assert visible(store)["a"] == expected("a", [Item("v0"), again])
+    check_hashes(store, "a")
+
+
+def test_rows_of_a_retry_that_was_cut_do_not_stand_beside_a_failure(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0", status={"a": "failed"})])
+    first = _job(store, ("a",))
+    publish_shard(store, KEYS, first, provenance("a"), max_bytes=NO_LIMIT)
+    store.delete([piece.key for piece in list_pieces(store, KEYS)[0]])
+    staged(store, "s-0", [Item("v0", created=2.0)])
+    _cut_before_the_commit(store, _job(store, ("a",)))
+    store.delete([piece.key for piece in list_pieces(store, KEYS)[0]])
+    staged(store, "t-0", [Item("v1", created=3.0)])  # and nobody asks for the failed one again
+    job = _job(store, ("a",))
+    present = [info.key for info in store.list(KEYS.features("a"))]
+    publish_shard(store, KEYS, ShardJob(0, job.items, job.staged, {"a": present}), provenance("a"), max_bytes=NO_LIMIT)
+    assert visible(store)["a"] == expected("a", [Item("v1")])
+    assert {m: row["status"] for m, row in _outcomes(store).items()} == {"v0": "failed", "v1": "ok"}
+    check_hashes(store, "a")
+
+
+def test_nothing_is_put_once_the_guard_says_no(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    calls = 0
+
+    def guard() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StoppedError("another driver works")
+
+    with pytest.raises(StoppedError, match="another driver"):
+        publish_shard(store, KEYS, _job(store, ("a",)), provenance("a"), max_bytes=NO_LIMIT, guard=guard)
+    assert len(store.list("features")) == 1
+    assert not store.list("outcomes"), "the commit is guarded, too"
 
 
 def test_pieces_that_hold_other_labels_go_and_are_made_again_for_them(store: Store) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from featlib.errors import DamagedError, TransientError
 from featlib.shards.staging import read_piece
-from featlib.storage import Store, StoreOptions, open_media
+from featlib.storage import Store, StoreOptions, open_media, s3
 from tests.servers.faults import FAULTS, Fault, FaultProxy
 from tests.servers.swift import SwiftServer
 
@@ -162,6 +162,23 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert store.get("b") == b"child"
 """
+
+
+@pytest.mark.parametrize("fault", ["stall", "half_stall"])
+def test_an_answer_that_never_ends_is_given_up_and_asked_for_again(
+    store: Store, script: Script, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(s3, "_READ_TIMEOUT_S", 1)
+    s3._client_of.cache_clear()
+    try:
+        for name in ("a", "b"):
+            script.faults = [fault] if fault == "stall" else []
+            store.put(name, DATA)
+            script.faults = [fault] * 2
+            assert store.get(name) == DATA
+            assert not script.faults
+    finally:
+        s3._client_of.cache_clear()
 
 
 def test_a_forked_process_gets_its_own_connection(s3_env: SwiftServer) -> None:

@@ -6,6 +6,7 @@ python -m tests.torture publishing --seed 3 --phase grown --at 17 --after    # o
 python -m tests.torture faults --share 0.1 --stories 5
 python -m tests.torture outage --seconds 60
 python -m tests.torture rivals --kills 20                   # drivers started on one output at once, on every store
+python -m tests.torture sleepers --kills 20                 # drivers that wake up when another has taken over
 python -m tests.torture flips --kills 1000
 python -m tests.torture job --kills 100
 python -m tests.torture mutants --seed 4711 --kills 1
@@ -33,6 +34,7 @@ from tests.torture.tally import Tally
 
 _KILLS_A_SCENE = 30
 _SWIFT_SHARE = 10  # one kill in so many is played on an object store
+_WITH_WORK = PHASES[:2]  # of any seed; the others may find nothing to do
 _STORES = ("disk", "swift", "moto", "rclone")
 
 
@@ -156,9 +158,28 @@ def _rivals(given: argparse.Namespace, folder: Path) -> list[Tally]:
             rival = Tellers(folder / f"{name}-rival")
             for number in range(given.kills or 20):
                 random = Random(f"rivals {given.seed} {number}")
-                scene = stage.scene(given.seed + number, random.choice(PHASES))
-                wrong = stage.play_rivals(scene, rival, random.uniform(0.0, 2.0))
+                scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
+                wrong = stage.play_rivals(scene, rival, random.uniform(0.0, 1.0))
                 tally.add(f"rivals --store {name} --seed {given.seed} --kills {number + 1}", 1, wrong)
+            rival.close()
+        tallies.append(tally)
+    return tallies
+
+
+def _sleepers(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    tallies = []
+    for name in _stores(given):
+        tally = Tally(f"drivers asleep for longer than their lease, on {name}")
+        with (
+            _place(name, folder) as place,
+            stage_in(folder / f"{name}-stage", place.output, place.endpoint_url) as stage,
+        ):
+            rival = Tellers(folder / f"{name}-rival")
+            for number in range(given.kills or 20):
+                random = Random(f"sleepers {given.seed} {number}")
+                scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
+                wrong = stage.play_sleeper(scene, rival, random.randrange(scene.num_features_put))
+                tally.add(f"sleepers --store {name} --seed {given.seed} --kills {number + 1}", 1, wrong)
             rival.close()
         tallies.append(tally)
     return tallies
@@ -186,6 +207,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace, Path], list[Tally]]] = {
     "faults": _faults,
     "outage": _outage,
     "rivals": _rivals,
+    "sleepers": _sleepers,
     "flips": _flips,
     "mutants": _mutants,
     "job": _job,

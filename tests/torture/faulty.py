@@ -65,6 +65,8 @@ class Weather:
         if self._random.random() >= self._share:
             return None
         kind = self._random.choice(self._kinds)
+        if kind == "truncate" and method != "GET":  # other answers have no body
+            return "reset"
         if not kind.startswith("flip"):
             return kind
         flips: dict[str, Fault] = {"PUT": "flip_request", "GET": "flip_answer"}
@@ -110,5 +112,7 @@ def outage(
         stops += runs - 1
         if runs > 1:
             wrong.append(f"stopped {runs - 1} times")
+        if not faults:
+            wrong.append("no request fell into the outage")
         tally.add(f"outage --seed {seed} --seconds {outage_s:g}", faults, wrong)
     return tally, stops

@@ -60,7 +60,16 @@ def corpus(folder: Path, canary: Path, honeypot: str) -> list[Path]:
     files = sound(folder.parent / "sound")
     made = [*_cut(folder, files), *_flipped(folder, files), *_misnamed(folder, files), *_lying(folder, files)]
     made += [*_shapes(folder), *_not_media(folder), *_pointing(folder, canary, honeypot), *_not_files(folder, canary)]
+    made += _referring(folder, files, canary, honeypot)
     return sorted(made)
+
+
+def mutants(folder: Path, count: int) -> list[Path]:
+    """Mutants of every kind of file in turn, named by their seeds."""
+    files = sorted(sound(folder.parent / "sound").items())
+    folder.mkdir(parents=True)
+    chosen = [(seed, *files[seed % len(files)]) for seed in range(count)]
+    return [_written(folder / f"mutant-{s}.{ending}", mutant(path.read_bytes(), s)) for s, ending, path in chosen]
 
 
 def _cut(folder: Path, files: dict[str, Path]) -> Iterator[Path]:
@@ -193,6 +202,28 @@ def _pointing(folder: Path, canary: Path, honeypot: str) -> Iterator[Path]:
             yield _written(folder / f"{stem}-{kind}.{ending}", text.format(target).encode())
         yield _written(folder / f"{stem}-as.mp4", text.format(f"{honeypot}/{stem}.mp4").encode())
         yield _written(folder / f"{stem}-as.jpg", text.format(canary).encode())
+
+
+def _referring(folder: Path, files: dict[str, Path], canary: Path, honeypot: str) -> Iterator[Path]:
+    """Movies that say that their samples lie elsewhere, and a name that is a pattern to some."""
+    for kind, place in (("file", canary.as_uri()), ("http", f"{honeypot}/samples.mp4")):
+        for ending in ("mp4", "mov"):
+            movie = _with_reference(files[ending].read_bytes(), place.encode() + b"\0")
+            yield _written(folder / f"samples-elsewhere-{kind}.{ending}", movie)
+    yield _written(folder / "sequence-%03d.jpg", files["jpg"].read_bytes())
+
+
+def _with_reference(movie: bytes, place: bytes) -> bytes:
+    """The movie with a data reference of its first track that points to ``place`` instead of into the file."""
+    at = movie.index(b"dref") + 12  # behind the name, version, flags and count: the one entry
+    size, kind = struct.unpack_from(">I4s", movie, at)
+    entry = struct.pack(">I4sI", 12 + len(place), b"url ", 0) + place
+    longer, made = len(entry) - size, bytearray(movie[:at] + entry + movie[at + size :])
+    assert kind in (b"url ", b"alis")
+    for name in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # from the inside out
+        box = bytes(made).rindex(name, 0, at) - 4
+        struct.pack_into(">I", made, box, struct.unpack_from(">I", made, box)[0] + longer)
+    return bytes(made)
 
 
 def _not_files(folder: Path, canary: Path) -> Iterator[Path]:

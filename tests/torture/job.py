@@ -1,14 +1,17 @@
 """The real job on a Ray of two nodes: somebody dies by SIGKILL at a moment of chance, and the job is run to its end."""
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +23,8 @@ import pyarrow.parquet as pq
 
 from featlib.layout import Keys
 from featlib.manifest import read_manifest
+from featlib.shards.commit import read_outcomes
+from featlib.shards.staging import piece_keys, read_shards
 from featlib.shards.verify import verify
 from featlib.storage import Store, StoreOptions
 from tests.e2e.clips import write_clips
@@ -29,7 +34,9 @@ from tests.torture.tally import Tally
 VICTIMS = ("driver", "decode actor", "decoding process", "extract actor", "stage task", "raylet")
 _WORDS = {"decode actor": "_DecodeActor", "extract actor": "_ExtractActor", "stage task": "StageWorker"}
 _LABELS = ("cnn", "scores")
-_MOST_RUNS = 4
+_MOST_RUNS = 3
+_MOST_TRIALS = 3  # for each kill: a victim may not be there when its moment comes
+_LOOK_S = 0.02
 _MOST_S = 300.0
 _KEYS = Keys("d")
 
@@ -94,6 +101,43 @@ class _Job:
     def log(self) -> str:
         return (self._folder / "job.log").read_text(errors="replace")[-1500:]
 
+    def staged(self, name: str) -> set[str]:
+        """Ids of the media of which nothing need be decoded any more: all their labels are published, or staged."""
+        store = self.store(name)
+        done = [self._published(store, label) for label in _LABELS]
+        pieces = [piece for _, pieces in read_shards(store, piece_keys(store, _KEYS)) for piece in pieces]
+        whole = {r.media_id for p in pieces for r in p.reports if set(r.models) == set(_LABELS) and r.segment.n <= 1}
+        return set.intersection(*done) | whole
+
+    @staticmethod
+    def _published(store: Store, label: str) -> set[str]:
+        keys = [info.key for info in store.list(_KEYS.outcomes(label))]
+        return {media_id for key in keys for media_id in read_outcomes(store, key)["media_id"].to_pylist()}
+
+    def frames(self, name: str) -> dict[str, int]:
+        """By media id, the frames that were decoded of it."""
+        store, found = self.store(name), dict[str, int]()
+        for info in store.list(_KEYS.outcomes(_LABELS[0])):
+            table = read_outcomes(store, info.key)
+            found |= dict(zip(table["media_id"].to_pylist(), table["frames_decoded"].to_pylist(), strict=True))
+        return found
+
+    def records(self, name: str) -> set[str]:
+        """Keys of what each run that did something says of itself."""
+        return {info.key for info in self.store(name).list(_KEYS.runs)}
+
+    def decoded(self, name: str, records: set[str]) -> int:
+        """Frames that were decoded by the runs of these records."""
+        return sum(int(json.loads(self.store(name).get(key))["frames_decoded"]) for key in records)
+
+    def objects(self, name: str) -> set[str]:
+        return {info.key for label in _LABELS for root in (_KEYS.features(label), _KEYS.outcomes(label))
+                for info in self.store(name).list(root)}  # fmt: skip
+
+    def left_behind(self, name: str) -> list[str]:
+        store = self.store(name)
+        return [info.key for prefix in (_KEYS.stage, _KEYS.units, _KEYS.drivers) for info in store.list(prefix)]
+
     def features(self, name: str) -> tuple[Features, list[str]]:
         """What a reader finds, and what it finds wrong."""
         store, found, wrong = self.store(name), Features(), []
@@ -123,30 +167,63 @@ def torture(folder: Path, total: int, seed: int) -> Tally:
         truth, wrong = job.features("calm")
         assert truth
         assert not wrong, wrong
-        for number in range(total):
+        frames, objects = job.frames("calm"), job.objects("calm")
+        killed, stopped = Counter[str](), Counter[str]()
+        for number in count():
+            if tally.count >= total or number >= _MOST_TRIALS * total:
+                break
             random = Random(f"{seed} {number}")
             victim, name = VICTIMS[number % len(VICTIMS)], f"run-{number}"
-            count, wrong = _trial(job, nodes, name, victim, random.uniform(0.05, 0.95) * calm_s, random)
+            trial = _Trial(job, nodes, name, victim, frames)
+            wrong = trial.play(random.uniform(0.05, 0.95) * calm_s, random)
             found, more = job.features(name)
-            tally.add(
-                f"job --seed {seed} --kills {number + 1} ({victim})", count, wrong + more + _differences(found, truth)
-            )
+            wrong += more + _differences(found, truth) + [f"{key} was left behind" for key in job.left_behind(name)]
+            wrong += [f"objects differ: {d}" for d in [job.objects(name) ^ objects] if d]
+            tally.add(f"job --seed {seed} --kills {number + 1} ({victim})", trial.num_kills, wrong)
+            killed[victim] += trial.num_kills
+            stopped[victim] += trial.num_stops
             job.store(name).delete([info.key for info in job.store(name).list("")])
+        if tally.count < total:
+            tally.add(f"job --seed {seed} --kills {total}", 0, [f"only {tally.count} kills came about"])
+    print("kills: " + ", ".join(f"{killed[victim]} {victim}" for victim in VICTIMS))
+    print("after which the job stopped and was run again: " + ", ".join(f"{n} {v}" for v, n in stopped.items() if n))
     return tally
 
 
-def _trial(job: _Job, nodes: _Nodes, name: str, victim: str, delay_s: float, random: Random) -> tuple[int, list[str]]:
-    process = job.start(name)
-    count = _kill_after(process, nodes, victim, delay_s, random)
-    status = process.wait(_MOST_S)
-    if nodes.second is None:
-        nodes.add_second()
-    runs = 1
-    while status != 0 and runs < _MOST_RUNS:
-        if status not in (1, -signal.SIGKILL):
-            return count, [f"exit {status}: {job.log()}"]
-        status, runs = job.start(name).wait(_MOST_S), runs + 1
-    return count, [] if status == 0 else [f"exit {status} after {runs} runs: {job.log()}"]
+class _Trial:
+    """One job that is killed into once, and run to its end.
+
+    Args:
+        frames: By media id, the frames that are decoded of it.
+    """
+
+    def __init__(self, job: _Job, nodes: _Nodes, name: str, victim: str, frames: dict[str, int]) -> None:
+        self._job, self._nodes, self._name, self._victim, self._frames = job, nodes, name, victim, frames
+        self.num_kills = self.num_stops = 0
+
+    def play(self, delay_s: float, random: Random) -> list[str]:
+        """Gives what was wrong, but for the rows."""
+        process = self._job.start(self._name)
+        self.num_kills = _kill_after(process, self._nodes, self._victim, delay_s, random)
+        status = process.wait(_MOST_S)
+        if self._nodes.second is None:
+            self._nodes.add_second()
+        wrong: list[str] = []
+        while status != 0 and self.num_stops < _MOST_RUNS:
+            if status not in (1, -signal.SIGKILL):
+                return [f"exit {status}: {self._job.log()}"]
+            self.num_stops += 1
+            staged, records = self._job.staged(self._name), self._job.records(self._name)
+            status = self._job.start(self._name).wait(_MOST_S)
+            if status == 0:
+                wrong = self._done_again(staged, self._job.records(self._name) - records)
+        return wrong if status == 0 else [f"exit {status} after {self.num_stops} more runs: {self._job.log()}"]
+
+    def _done_again(self, staged: set[str], records: set[str]) -> list[str]:
+        """Whether the run that has just ended decoded more than what was not staged before it began."""
+        most = sum(count for media_id, count in self._frames.items() if media_id not in staged)
+        decoded = self._job.decoded(self._name, records)
+        return [f"{decoded} frames were decoded again, {most} were not staged"] if decoded > most else []
 
 
 def _kill_after(process: "subprocess.Popen[bytes]", nodes: _Nodes, victim: str, delay_s: float, random: Random) -> int:
@@ -162,7 +239,7 @@ def _kill_after(process: "subprocess.Popen[bytes]", nodes: _Nodes, victim: str, 
         except subprocess.TimeoutExpired:
             if kill():
                 return 1
-            ends = time.monotonic() + 0.1
+            ends = time.monotonic() + _LOOK_S
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from featlib.items import ItemReport, ModelReport
+from featlib.manifest import read_manifest
 from featlib.shards.staging import feature_rows
 from featlib.spec import MediaFacts, Segment
 from featlib.storage.media import stat_media
@@ -23,6 +24,7 @@ from featlib.work import Unit, UnitItem
 PHASES = ("first", "grown", "retried", "changed")
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (2, 3)}
 LABELS = tuple(SHAPES)
+_KINDS = ("ok", "long", "bad", "never", "part", "none")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Story:
     def names(self) -> list[str]:
         """Media of this phase's manifest; a name says what becomes of the file."""
         random = self._random
-        kinds = [random.choice(("ok", "ok", "ok", "long", "bad", "part", "none")) for _ in range(random.randint(9, 16))]
+        kinds = random.choices(_KINDS, (6, 2, 2, 1, 2, 2), k=random.randint(9, 16))
         names = [f"{kind}-{i:02d}.mp4" for i, kind in enumerate(kinds)]
         return names[: len(names) // 2] if self.phase == "first" else names
 
@@ -86,6 +88,7 @@ class Story:
                 {"label": label, "network": "squeezenet1_1", "weights": f"random:{i}"} for i, label in enumerate(LABELS)
             ],
             "shard_items": random.randint(2, 5),
+            "shard_mb": 1,
             "unit_items": random.randint(1, 3),
             "compile": "off",
             "device": "cpu",
@@ -94,6 +97,28 @@ class Story:
             "changed": self.phase == "changed",
             "endpoint_url": self.endpoint_url,
         }
+
+    def expected(self) -> "Expected":
+        """What must stand in the output once the job of this phase is done, reckoned without any of featlib's job."""
+        rows: dict[tuple[str, str, int], tuple[float, ...]] = {}
+        statuses: dict[tuple[str, str], str] = {}
+        for batch in read_manifest(tuple(self.config()["manifest"])):
+            for row in batch.to_pylist():
+                item = UnitItem(row["media_id"], row["uri"])
+                parts = [_Part(item, k, n) for n in (num_segments(item),) for k in range(n)]
+                for label in LABELS:
+                    statuses[label, item.media_id] = parts[0].status(label)
+                    for part in parts:
+                        rows |= {(label, item.media_id, i): tuple(part.value(label, i)) for i in part.clips(label)}
+        return Expected(rows, statuses)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Features by label, media id and clip; statuses by label and media id."""
+
+    rows: dict[tuple[str, str, int], tuple[float, ...]]
+    statuses: dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -113,12 +138,16 @@ def done(unit: Unit) -> Done:
     """Stands for decoding and the networks: what comes out follows from the file's bytes."""
     parts, later = [], []
     for item in unit.items:
-        segments = 3 if _kind(item) == "long" else 1
+        segments = num_segments(item)
         parts.append(_Part(item, unit.k, segments))
         if not unit.n:
             later += [Unit(unit.shard, unit.labels, (item,), k, segments) for k in range(1, segments)]
     tables = [part.rows(label) for label in unit.labels for part in parts]
     return Done([part.report(unit.labels) for part in parts], [t for t in tables if t.num_rows], later)
+
+
+def num_segments(item: UnitItem) -> int:
+    return 3 if _kind(item) == "long" else 1
 
 
 def _kind(item: UnitItem) -> str:
@@ -133,7 +162,7 @@ class _Part:
 
     def clips(self, label: str) -> Sequence[int]:
         kind = _kind(self._item)
-        if kind == "none" or (kind == "bad" and b"mended" not in self._content):
+        if kind in ("none", "never") or (kind == "bad" and b"mended" not in self._content):
             return ()
         count = 1 + hashlib.sha256(self._content + label.encode()).digest()[0] % 4
         first = self._segment.k * 10
@@ -147,11 +176,16 @@ class _Part:
             {label: self._model(label) for label in labels},
         )  # fmt: skip
 
+    def status(self, label: str) -> str:
+        if _kind(self._item) in ("bad", "never") and not self.clips(label):
+            return "failed"
+        return "partial" if _kind(self._item) == "part" else "ok"
+
     def _model(self, label: str) -> ModelReport:
         num_rows = len(self.clips(label))
-        if _kind(self._item) == "part":
+        if self.status(label) == "partial":
             return ModelReport("partial", num_rows, "truncated", "cut short", retryable=False)
-        if not num_rows and _kind(self._item) == "bad":
+        if self.status(label) == "failed":
             return ModelReport("failed", 0, "timeout", "nothing came", retryable=True)
         return ModelReport("ok", num_rows)
 
@@ -161,13 +195,13 @@ class _Part:
             {"item": 0, "clip_index": i, "start_s": i / 2, "end_s": (i + 1) / 2, "frame_s": [i / 2], "padded_frames": 0}
             for i in numbers
         ]
-        features = np.array([self._value(label, i) for i in numbers], np.float32)
+        features = np.array([self.value(label, i) for i in numbers], np.float32)
         size = int(np.prod(SHAPES[label]))
         return feature_rows(
             label, [self._item.media_id], [self._item.uri], pa.array(clips, CLIPS.value_type),
             features.reshape(len(clips), size), SHAPES[label],
         )  # fmt: skip
 
-    def _value(self, label: str, clip: int) -> list[float]:
+    def value(self, label: str, clip: int) -> list[float]:
         seed = hashlib.sha256(f"{label} {clip} ".encode() + self._content).digest()
         return [float(np.float32(b) / 7) for b in seed[: int(np.prod(SHAPES[label]))]]

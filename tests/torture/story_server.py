@@ -1,7 +1,8 @@
 """``python -m tests.torture.story_server``: runs stories, each in a process forked from this one, with torch loaded.
 
-A request is a line of JSON: ``story``, ``at`` (null: it lives), ``is_after``, ``is_alone``, ``log`` and ``said``, a
-file for what it has to say. The answer is the exit status.
+A request is a line of JSON: ``story``, ``at`` (null: it lives), ``of``, ``is_after``, ``is_alone``, ``hold_s``,
+``log``, ``stopped`` (a file; where it would die it writes its pid there and stops, until it is told to go on) and
+``said``, a file for what it has to say. The answer is the exit status.
 """
 
 import json
@@ -18,9 +19,10 @@ def serve(request: dict[str, Any]) -> None:
     from tests.torture.story import Story
     from tests.torture.without_ray import run_story
 
-    doom = Doom(request["at"], is_after=request["is_after"])
+    doom = Doom(request["at"], of=request["of"], is_after=request["is_after"], stopped=request["stopped"])
     doom.install()
-    summary = run_story(Story.from_json(request["story"]), request["log"], is_alone=request["is_alone"])
+    story = Story.from_json(request["story"])
+    summary = run_story(story, request["log"], is_alone=request["is_alone"], hold_s=request["hold_s"])
     said = {"operations": doom.operations, "media": dict(summary.media)}
     Path(request["said"]).write_text(json.dumps(said))
 

@@ -62,25 +62,41 @@ def test_bits_flipped_at_rest_are_found(tmp_path: Path) -> None:
     assert tally.count == 60
 
 
-@pytest.mark.parametrize("store", ["disk", "moto", pytest.param("swift", marks=pytest.mark.s3)])
-def test_of_two_drivers_one_works(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+_STORES = pytest.mark.parametrize("store", ["disk", "moto", pytest.param("swift", marks=pytest.mark.s3)])
+Place = tuple[str | None, str | None]
+"""Where outputs are made, and the endpoint of the store there."""
+
+
+@pytest.fixture
+def place(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     if store == "moto" and not is_installed("moto"):
         pytest.skip("moto is not installed")
     if store == "swift":
         server: SwiftServer = request.getfixturevalue("s3_env")
-        wrong = _rivals(tmp_path, f"s3://{server.bucket()}", server.endpoint_url)
+        yield f"s3://{server.bucket()}", server.endpoint_url
     elif store == "moto":
         request.getfixturevalue("user_environment")
         with OtherServer("moto", tmp_path / "moto") as moto:
-            wrong = _rivals(tmp_path, f"s3://{moto.bucket()}", moto.endpoint_url)
+            yield f"s3://{moto.bucket()}", moto.endpoint_url
     else:
-        wrong = _rivals(tmp_path, None, None)
+        yield None, None
+
+
+@_STORES
+def test_of_two_drivers_one_works(store: str, place: Place, tmp_path: Path) -> None:
+    rival = Tellers(tmp_path / "rival")
+    with stage_in(tmp_path / "stage", *place) as stage:
+        wrong = stage.play_rivals(stage.scene(_SEED, "grown"), rival, 0.3)
+    rival.close()
     assert not wrong, f"python -m tests.torture rivals --store {store}: {wrong}"
 
 
-def _rivals(folder: Path, output: str | None, endpoint_url: str | None) -> list[str]:
-    rival = Tellers(folder / "rival")
-    with stage_in(folder / "stage", output, endpoint_url) as stage:
-        wrong = stage.play_rivals(stage.scene(_SEED, "grown"), rival, 0.3)
+@_STORES
+def test_a_driver_that_slept_while_another_took_over_leaves(store: str, place: Place, tmp_path: Path) -> None:
+    rival = Tellers(tmp_path / "rival")
+    with stage_in(tmp_path / "stage", *place) as stage:
+        scene = stage.scene(_SEED, "grown")
+        assert scene.num_features_put > 2
+        wrong = stage.play_sleeper(scene, rival, 1)
     rival.close()
-    return wrong
+    assert not wrong, f"python -m tests.torture sleepers --store {store}: {wrong}"

@@ -7,6 +7,7 @@ start of Ray and ``featlib.dataflow.results``.
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from random import Random
@@ -32,17 +33,22 @@ from tests.torture.story import Story, done
 
 _POOLS = Pools(1, 1.0, (ExtractPool(("a", "b"), 1, "cpu", 1, 1.0, 0.0),), 3.5)
 _ALONE_S = 0.05
+_PART_BYTES = 300  # of a features object, so that a shard has several
+_TIMES = {"BEAT_S": 0.5, "LOOK_S": 0.2, "GUARDED_S": 1.0, "LEASE_S": 6.0}
 
 
-def run_story(story: Story, log: str, *, is_alone: bool = True) -> Summary:
+def run_story(story: Story, log: str, *, is_alone: bool = True, hold_s: float = 0.0) -> Summary:
     """Runs the job of a story; each staged item is written to the file ``log`` as a line, when it is staged.
 
     Args:
         is_alone: No other driver competes, so that a claim need not settle: a thousand times 1.5 s is half an hour.
+            Drivers that compete beat, look and give each other up more quickly than real ones.
+        hold_s: It works for so long before its first result, in which others meet it.
     """
 
     def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterator[dict[str, Any]]:
         store, keys = Store(flow.output, flow.store_options), Keys(flow.dataset)
+        time.sleep(hold_s)
         rows = pq.read_table(io.BytesIO(store.get(units_key))).to_pylist()
         Random(story.seed).shuffle(rows)
         for row in rows:
@@ -66,7 +72,8 @@ def run_story(story: Story, log: str, *, is_alone: bool = True) -> Summary:
             (run, "_flow", _flow),
             (start.RayStart, "begin", lambda self: None),
             (start.RayStart, "pools", lambda self: (_POOLS, 0.0)),
-            (drivers, "SETTLE_S", _ALONE_S if is_alone else drivers.SETTLE_S),
+            (run, "_MB", _PART_BYTES),
+            *([(drivers, "SETTLE_S", _ALONE_S)] if is_alone else [(drivers, *each) for each in _TIMES.items()]),
         ):
             stack.enter_context(mock.patch.object(where, name, what))
         return extract(ExtractConfig.model_validate(story.config()))
