@@ -170,15 +170,25 @@ class Stage:
 
     Args:
         output: Folder or URL under which outputs are made.
+        tellers: Some that are there already; None: its own.
     """
 
-    def __init__(self, folder: Path, output: str | None = None, endpoint_url: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        output: str | None = None,
+        endpoint_url: str | None = None,
+        tellers: Tellers | None = None,
+    ) -> None:
         self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._output, self._endpoint_url = output or str(folder / "outputs"), endpoint_url
-        self._tellers = Tellers(folder / "teller")
+        self._own = None if tellers else Tellers(folder / "teller")
+        self._tellers = tellers or self._own
 
     def close(self) -> None:
-        self._tellers.close()
+        if self._own is not None:
+            self._own.close()
 
     def _store(self, name: str) -> Store:
         return Store(f"{self._output}/{name}", StoreOptions(self._endpoint_url))
@@ -392,8 +402,10 @@ def kills(scene: Scene, random: Random) -> Iterator[Kill]:
 
 
 @contextmanager
-def stage_in(folder: Path, output: str | None = None, endpoint_url: str | None = None) -> Iterator[Stage]:
-    stage = Stage(folder, output, endpoint_url)
+def stage_in(
+    folder: Path, output: str | None = None, endpoint_url: str | None = None, tellers: Tellers | None = None
+) -> Iterator[Stage]:
+    stage = Stage(folder, output, endpoint_url, tellers)
     try:
         yield stage
     finally:

@@ -15,9 +15,9 @@ _SEED = 23
 
 
 @pytest.fixture(scope="module")
-def swift_stage(s3_env: SwiftServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def swift_stage(s3_env: SwiftServer, tellers: Tellers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("faults") / "stage"
-    with stage_in(folder, f"s3://{s3_env.bucket()}", s3_env.endpoint_url) as stage:
+    with stage_in(folder, f"s3://{s3_env.bucket()}", s3_env.endpoint_url, tellers) as stage:
         yield stage
 
 
@@ -55,8 +55,8 @@ def test_bits_flipped_on_the_way_are_read_and_written_again(s3_env: SwiftServer)
     assert tally.count == 40
 
 
-def test_bits_flipped_at_rest_are_found(tmp_path: Path) -> None:
-    with stage_in(tmp_path / "stage") as stage:
+def test_bits_flipped_at_rest_are_found(tmp_path: Path, tellers: Tellers) -> None:
+    with stage_in(tmp_path / "stage", tellers=tellers) as stage:
         tally = flips.at_rest(stage, tmp_path / "rest", 60, _SEED)
     assert not tally.failures
     assert tally.count == 60
@@ -83,20 +83,18 @@ def place(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
 
 
 @_STORES
-def test_of_two_drivers_one_works(store: str, place: Place, tmp_path: Path) -> None:
-    rival = Tellers(tmp_path / "rival")
-    with stage_in(tmp_path / "stage", *place) as stage:
+def test_of_two_drivers_one_works(store: str, place: Place, tmp_path: Path, tellers: Tellers, rival: Tellers) -> None:
+    with stage_in(tmp_path / "stage", *place, tellers) as stage:
         wrong = stage.play_rivals(stage.scene(_SEED, "grown"), rival, 0.3)
-    rival.close()
     assert not wrong, f"python -m tests.torture rivals --store {store}: {wrong}"
 
 
 @_STORES
-def test_a_driver_that_slept_while_another_took_over_leaves(store: str, place: Place, tmp_path: Path) -> None:
-    rival = Tellers(tmp_path / "rival")
-    with stage_in(tmp_path / "stage", *place) as stage:
+def test_a_driver_that_slept_while_another_took_over_leaves(
+    store: str, place: Place, tmp_path: Path, tellers: Tellers, rival: Tellers
+) -> None:
+    with stage_in(tmp_path / "stage", *place, tellers) as stage:
         scene = stage.scene(_SEED, "grown")
         assert scene.num_features_put > 2
         wrong = stage.play_sleeper(scene, rival, 1)
-    rival.close()
     assert not wrong, f"python -m tests.torture sleepers --store {store}: {wrong}"

@@ -1,12 +1,13 @@
 """A part of ``make torture``: the job without Ray, killed at operations on its output and taken up again."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from featlib.storage import Store
-from tests.torture.publishing import Kill, Stage, _end, kills, stage_in
+from tests.torture.publishing import Kill, Stage, Tellers, _end, kills, stage_in
 from tests.torture.story import PHASES
 
 _SEED = 11
@@ -14,8 +15,8 @@ _KILLS = 12
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory):
-    with stage_in(tmp_path_factory.mktemp("torture") / "stage") as stage:
+def stage(tellers: Tellers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with stage_in(tmp_path_factory.mktemp("torture") / "stage", tellers=tellers) as stage:
         yield stage
 
 
