@@ -174,7 +174,7 @@ class Network:
             module = self.constructor(**dict(settings))
         except ConfigError:
             raise
-        except Exception as error:
+        except Exception as error:  # a user's constructor may raise anything
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"{self.name}: its constructor raised {type(error).__name__}: {reason}") from error
         if not isinstance(module, nn.Module):

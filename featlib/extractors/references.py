@@ -64,7 +64,7 @@ def _called(reference: str, function: object) -> object:
         return function
     try:
         return function()
-    except Exception as error:
+    except Exception as error:  # a user's function may raise anything
         raise ConfigError(f"--model {reference}: calling it raised {_reason(error)}; it must be {_WANTED}") from error
 
 
