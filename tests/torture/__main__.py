@@ -28,13 +28,14 @@ from random import Random
 from tests.servers.others import OtherServer, is_installed
 from tests.servers.swift import SwiftServer, user_environment
 from tests.torture import faulty, flips, job, mutants
-from tests.torture.publishing import Kill, Stage, Tellers, kills, stage_in
+from tests.torture.publishing import Kill, Scene, Stage, Tellers, kills, stage_in
 from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 
 _KILLS_A_SCENE = 30
 _SWIFT_SHARE = 10  # one kill in so many is played on an object store
 _WITH_WORK = PHASES[:2]  # of any seed; the others may find nothing to do
+Play = Callable[[Stage, Scene, Tellers, Random], list[str]]
 _STORES = ("disk", "swift", "moto", "rclone")
 
 
@@ -148,38 +149,34 @@ def _outage(given: argparse.Namespace, folder: Path) -> list[Tally]:
 
 
 def _rivals(given: argparse.Namespace, folder: Path) -> list[Tally]:
-    tallies = []
-    for name in _stores(given):
-        tally = Tally(f"pairs of drivers started at once on one output, on {name}")
-        with (
-            _place(name, folder) as place,
-            stage_in(folder / f"{name}-stage", place.output, place.endpoint_url) as stage,
-        ):
-            rival = Tellers(folder / f"{name}-rival")
-            for number in range(given.kills or 20):
-                random = Random(f"rivals {given.seed} {number}")
-                scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
-                wrong = stage.play_rivals(scene, rival, random.uniform(0.0, 1.0))
-                tally.add(f"rivals --store {name} --seed {given.seed} --kills {number + 1}", 1, wrong)
-            rival.close()
-        tallies.append(tally)
-    return tallies
+    def play(stage: Stage, scene: Scene, rival: Tellers, random: Random) -> list[str]:
+        return stage.play_rivals(scene, rival, random.uniform(0.0, 1.0))
+
+    return _of_two(given, folder, "rivals", "pairs of drivers started at once on one output", play)
 
 
 def _sleepers(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    def play(stage: Stage, scene: Scene, rival: Tellers, random: Random) -> list[str]:
+        return stage.play_sleeper(scene, rival, random.randrange(scene.num_features_put))
+
+    return _of_two(given, folder, "sleepers", "drivers asleep for longer than their lease", play)
+
+
+def _of_two(given: argparse.Namespace, folder: Path, name: str, what: str, play: Play) -> list[Tally]:
+    """Plays stories with two drivers on every store."""
     tallies = []
-    for name in _stores(given):
-        tally = Tally(f"drivers asleep for longer than their lease, on {name}")
+    for store in _stores(given):
+        tally = Tally(f"{what}, on {store}")
         with (
-            _place(name, folder) as place,
-            stage_in(folder / f"{name}-stage", place.output, place.endpoint_url) as stage,
+            _place(store, folder) as place,
+            stage_in(folder / f"{store}-stage", place.output, place.endpoint_url) as stage,
         ):
-            rival = Tellers(folder / f"{name}-rival")
+            rival = Tellers(folder / f"{store}-rival")
             for number in range(given.kills or 20):
-                random = Random(f"sleepers {given.seed} {number}")
+                random = Random(f"{name} {given.seed} {number}")
                 scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
-                wrong = stage.play_sleeper(scene, rival, random.randrange(scene.num_features_put))
-                tally.add(f"sleepers --store {name} --seed {given.seed} --kills {number + 1}", 1, wrong)
+                wrong = play(stage, scene, rival, random)
+                tally.add(f"{name} --store {store} --seed {given.seed} --kills {number + 1}", 1, wrong)
             rival.close()
         tallies.append(tally)
     return tallies

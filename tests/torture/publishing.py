@@ -183,12 +183,12 @@ class Stage:
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._output, self._endpoint_url = output or str(folder / "outputs"), endpoint_url
-        self._own = None if tellers else Tellers(folder / "teller")
-        self._tellers = tellers or self._own
+        self._tellers = tellers or Tellers(folder / "teller")
+        self._owns_tellers = tellers is None
 
     def close(self) -> None:
-        if self._own is not None:
-            self._own.close()
+        if self._owns_tellers:
+            self._tellers.close()
 
     def _store(self, name: str) -> Store:
         return Store(f"{self._output}/{name}", StoreOptions(self._endpoint_url))
