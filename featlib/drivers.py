@@ -163,8 +163,12 @@ class Claim:
         if _now() - self._beat_at > GUARDED_S:
             self._put_beat()
         if self._is_in_doubt:
-            self.check()
-            self._is_in_doubt = False
+            self._is_in_doubt = False  # before the look: the heart may come into doubt anew meanwhile
+            try:
+                self.check()
+            except BaseException:
+                self._is_in_doubt = True
+                raise
 
     def _earlier(self) -> list[str]:
         claims = [o for o in self._store.list(self._keys.drivers) if o.key.endswith(".claim")]

@@ -83,7 +83,7 @@ def _checked_archive(data: bytes, source: str) -> list[bytes]:
             unpacked = sum(info.file_size for info in members)
             if unpacked <= len(data):
                 return [_member(archive, info) for info in members if info.filename.lower().endswith(".pkl")]
-    except Exception as error:  # noqa: BLE001 - bytes that are no archive may raise anything; torch may yet read them
+    except Exception as error:  # noqa: BLE001 - bytes that are no archive may raise anything
         raise ConfigError(f"--weights {source}: damaged archive ({_line(error)}); get it anew") from None
     raise ConfigError(
         f"--weights {source}: unpacks to {unpacked} bytes of {len(data)}; torch.save packs nothing, get it anew"
@@ -125,9 +125,13 @@ def _words(data: bytes) -> Iterator[str]:
 
 
 def _unwrap(loaded: object, size: int, source: str) -> RawState:
-    """
+    """The state dict itself, out of what it was saved in.
+
     Args:
         size: Of the file in bytes: no tensor in it can be larger.
+
+    Raises:
+        ConfigError: There is none, or it holds something that is no plain tensor of the file.
     """
     for _ in range(_MOST_WRAPPED):
         wrapped = loaded if isinstance(loaded, Mapping) else {}
