@@ -20,7 +20,7 @@ demo: $(STAMP)  ## Makes sample videos, extracts features of them, shows what ca
 	$(BIN)/python jobs/demo.py $(ARGS)
 
 test: $(STAMP)  ## Runs the tests, JOBS files at a time; FEATLIB_TEST_MEDIA, FEATLIB_TEST_WEIGHTS: real material
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## Runs the linter, the formatter's check and the type checker
 	$(BIN)/ruff check

@@ -168,7 +168,10 @@ def featlib_in_segments(uri: str, sampling: str, options: StoreOptions | None = 
     want = Want("model", FrameSampling.parse(sampling), _WHOLE)
     item, segment, num_frames = MediaItem("id", uri, None, None), Segment(0, 0), 0
     while True:
-        part = decode_item(item, (want,), segment, store_options=options or StoreOptions(), limits=Limits())
+        part = decode_item(
+            item, (want,), segment, store_options=options or StoreOptions(), limits=Limits(),
+            allocate=_arena.allocate,
+        )  # fmt: skip
         if part.status != "ok":
             raise ValueError(f"{uri}: {part.status}: {part.error_message}")
         num_frames += len(part.clips["model"])

@@ -15,14 +15,32 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 pytest_plugins = ["tests.servers.fixtures"]
 
+_LONG = ("e2e", "torture", "cluster", "test_secrets.py", "test_benchmarks.py", "extractors")
+"""Folders and files that begin first, so that no core is idle while the last of them runs."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves `full` tests to `make conformance`, unless they are asked for by marker."""
+    """Leaves `full` tests to `make conformance`, unless they are asked for by marker; puts the long files first."""
+    items.sort(key=_turn)
     if "full" in (config.getoption("-m") or ""):
         return
     kept = [item for item in items if "full" not in item.keywords]
     config.hook.pytest_deselected(items=[item for item in items if "full" in item.keywords])
     items[:] = kept
+
+
+def _turn(item: pytest.Item) -> int:
+    parts = item.nodeid.partition("::")[0].split("/")
+    return next((i for i, name in enumerate(_LONG) if name in parts), len(_LONG))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """One thread for networks in the tests' own process: two on a busy two-core machine wait for each other most of
+    the time."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,6 @@ A, B = {"a": ((4,), 4)}, {"b": ((2, 3), 3)}
 @pytest.fixture(autouse=True)
 def _nobody_else_drives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featlib.drivers.SETTLE_S", 0.01)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def values(seed: int, *shape: int) -> Floats:

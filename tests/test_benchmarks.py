@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import breakdown, cpu, gpu, pipelines, progress
+from benchmarks import breakdown, cpu, gpu, pipelines, progress, scale
 from benchmarks import table as tables
 from benchmarks.clips import Clip, choose, inspected, make_clips, repeated, write
 from benchmarks.features import NO_ROWS, Rows, UnequalError, check_equal, read_rows
@@ -168,6 +171,46 @@ def test_the_rate_is_what_the_long_run_does_more() -> None:
     assert subject.note([0.5]) == "start 8.0 s"
     with pytest.raises(RuntimeError, match="the clips are too few"):
         pipelines._rate(ran(1, 10.0), ran(3, 10.0))
+
+
+def test_runs_with_other_workers_make_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [Job("", (), output) for output in ("short", "long")]
+    pools = {"short": "1 x [a] on cpu (2 threads)", "long": "2 x [a] on cpu (1 threads)"}
+    monkeypatch.setattr(pipelines, "run", lambda _, job, cache: ran(len(job.output), 9.0, pools=pools[job.output]))
+    with pytest.raises(RuntimeError, match=r"featlib fp32: .* other workers: .*1 threads"):
+        pipelines.Subject(FEATLIB, "featlib fp32", *jobs).measure()
+
+
+@pytest.mark.parametrize(("cores", "times"), [(1, (2, 6)), (2, (2, 6)), (4, (4, 12))])
+def test_a_machine_of_more_cores_gets_longer_lists(
+    clips: tuple[Clip, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, times: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(pipelines, "this_machine", lambda: replace(this_machine(), cores=cores))
+    subject = pipelines._one_featlib(pipelines.R3D_18, Setting(tmp_path, tmp_path), clips, "fp32")
+    assert subject._short is not None
+    assert (len(subject._short.clips), len(subject.long.clips)) == tuple(n * len(clips) for n in times)
+
+
+def test_peers_begin_their_runs_with_the_same_clip(clips: tuple[Clip, ...], tmp_path: Path) -> None:
+    subject = pipelines._peers(pipelines.R3D_18, Setting(tmp_path, tmp_path), clips)[0]
+    assert subject._short is not None
+    assert subject._short.clips == subject.long.clips[:1]
+    assert subject.long.clips[0][1] == str(clips[-1].path.absolute())
+    assert sorted(subject.long.clips) == sorted(repeated(clips, 1))
+
+
+@pytest.mark.parametrize("theirs", [[0.0, 1.0, float("nan")], [0.0, 1.0, 2.1], [0.0, 1.0]])
+def test_other_features_of_stub_rows_raise(tmp_path: Path, theirs: list[float]) -> None:
+    for name, values in (("mine/features", [0.0, 1.0, 2.0]), ("theirs", theirs)):
+        (tmp_path / name).mkdir(parents=True)
+        features = pa.array([[v] for v in values], pa.list_(pa.float32(), 1))
+        table = pa.table({"uri": [f"{i}" for i in range(len(values))], "feature": features})
+        pq.write_table(table, tmp_path / name / "part.parquet")
+    (tmp_path / "same").mkdir()
+    shutil.copy(tmp_path / "mine/features/part.parquet", tmp_path / "same")
+    assert "each once" in scale._same_rows(tmp_path / "mine", tmp_path / "same", 3)
+    with pytest.raises(RuntimeError, match="3 rows: "):
+        scale._same_rows(tmp_path / "mine", tmp_path / "theirs", 3)
 
 
 def made_up_run(program: Program, job: Job, *, cache: Path | None = None) -> Ran:

@@ -179,8 +179,8 @@ def test_arrays_of_the_wrong_size(squeezenet: OneModel, frames: Any, index: Any,
 def test_threads_are_set() -> None:
     before = torch.get_num_threads()
     try:
-        engine(model("squeezenet1_1"), threads=1)
-        assert torch.get_num_threads() == 1
+        engine(model("squeezenet1_1"), threads=2)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 

@@ -1,5 +1,6 @@
 """Daft: a function decodes a video into rows, a class embeds them in batches; Daft schedules and writes Parquet."""
 
+import os
 import time
 from typing import Any
 
@@ -36,6 +37,8 @@ def work(job: Job) -> dict[str, Any]:
         def embed(self, x: daft.Series) -> list[Any]:
             import torch
 
+            # Daft may call this from any thread of the process, and each has a number of its own.
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
             inputs = torch.from_numpy(np.stack([np.asarray(v) for v in x.to_pylist()]))
             with torch.inference_mode():
                 return list(self._module(inputs).numpy())

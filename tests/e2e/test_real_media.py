@@ -11,6 +11,7 @@ from torchvision.transforms._presets import ImageClassification
 
 import featlib
 from tests.e2e import plain
+from tests.e2e.small import POOLS
 
 TOLERANCE = 1e-4
 
@@ -57,6 +58,7 @@ def output(media_folder: Path, weights_folder: Path, ray_cluster: str, tmp_path_
                 {"network": "squeezenet1_1", "weights": str(weights_folder / "squeezenet1_1-imagenet.pth")},
                 {"network": "r3d_18", "weights": "random:0"},
             ],
+            **{**POOLS, "decode_workers": 2},
         )
     )
     assert summary.exit_code == 0
@@ -90,6 +92,7 @@ def test_where_every_frame_is_wanted_each_is_decoded_once_for_both_networks(
             output=str(tmp_path),
             dataset="dense",
             models=[{**small, "label": "all", "frame_sampling": "all"}, {**small, "label": "few"}],
+            **{**POOLS, "extract_workers": 2},
         )
     )
     assert summary.frames_decoded == sum(frames for _, frames in TRUTH.values()), "one pass serves both networks"

@@ -163,23 +163,32 @@ def _sleepers(given: argparse.Namespace, folder: Path) -> list[Tally]:
 
 
 def _of_two(given: argparse.Namespace, folder: Path, name: str, what: str, play: Play) -> list[Tally]:
-    """Plays stories with two drivers on every store."""
+    """Plays stories with two drivers on every store, several at a time: drivers mostly wait for each other."""
     tallies = []
     for store in _stores(given):
         tally = Tally(f"{what}, on {store}")
-        with (
-            _place(store, folder) as place,
-            stage_in(folder / f"{store}-stage", place.output, place.endpoint_url) as stage,
-        ):
-            rival = Tellers(folder / f"{store}-rival")
-            for number in range(given.kills or 20):
-                random = Random(f"{name} {given.seed} {number}")
-                scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
-                wrong = play(stage, scene, rival, random)
-                tally.add(f"{name} --store {store} --seed {given.seed} --kills {number + 1}", 1, wrong)
-            rival.close()
+        with _place(store, folder) as place, ThreadPoolExecutor(given.jobs) as pool:
+            for done in [
+                pool.submit(_pairs, given, folder, place, job, name, tally, play) for job in range(given.jobs)
+            ]:
+                done.result()
         tallies.append(tally)
     return tallies
+
+
+def _pairs(
+    given: argparse.Namespace, folder: Path, place: _Place, job: int, name: str, tally: Tally, play: Play
+) -> None:
+    """Plays one story in ``--jobs``."""
+    own = folder / f"{place.name}-{job}"
+    rival = Tellers(own / "rival")
+    with stage_in(own / "stage", place.output and f"{place.output}/{job}", place.endpoint_url) as stage:
+        for number in range(job, given.kills or 20, given.jobs):
+            random = Random(f"{name} {given.seed} {number}")
+            scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
+            wrong = play(stage, scene, rival, random)
+            tally.add(f"{name} --store {place.name} --seed {given.seed} --kills {number + 1}", 1, wrong)
+    rival.close()
 
 
 def _flips(given: argparse.Namespace, folder: Path) -> list[Tally]:
@@ -218,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="?", choices=("all", *_PARTS), default="all")
     parser.add_argument("--kills", type=int, help="trials: kills, pairs, flips or mutants; default as in make torture")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of publishing")
+    parser.add_argument("--jobs", type=int, default=2, help="at a time, of publishing and of two drivers")
     parser.add_argument("--phase", choices=PHASES)
     parser.add_argument("--at", type=int, help="one kill alone, at this operation")
     parser.add_argument("--after", action="store_true")
