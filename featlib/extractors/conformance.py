@@ -11,7 +11,7 @@ featlib's own networks are held to the same function, with other implementations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -82,9 +82,10 @@ def check(
     with registry.lent(found), TemporaryDirectory(prefix="featlib-check-") as folder:
         try:
             case = make_case(found, weights, clip_sampling, Path(folder), plain_forward)
+            built = cache(partial(_built, case))
             checks: list[tuple[str, Callable[[Case], Finding]]] = [
-                ("eval mode", _eval_mode),
-                ("dtype", _dtype),
+                ("eval mode", lambda _: _eval_mode(built())),
+                ("dtype", lambda _: _dtype(built())),
                 ("shape", _shape),
                 ("determinism", _determinism),
                 ("batch invariance", _batch_invariance),
@@ -110,28 +111,25 @@ def _judged(passed: bool, good: str, bad: str, figure: float | None = None) -> F
     return Finding("", passed, figure, good if passed else bad)
 
 
-def _eval_mode(case: Case) -> Finding:
-    module = build(case.resolved, case.payload)
-    training = [name for name, m in module.named_modules() if m.training]
-    learning = [name for name, p in module.named_parameters() if p.requires_grad]
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    of_batch = [n for n, m in module.named_modules() if isinstance(m, norms) and m.running_mean is None]
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with torch.inference_mode():
-        module(plain.prepared(case.resolved.input, case.clips[:1]))
-    changed = [name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])]
-    wrong = {
-        "still in train mode": training,
-        "would be trained": learning,
-        "takes its statistics from the batch": of_batch,
-        "changed by a forward pass": changed,
-    }
-    bad = "; ".join(f"{', '.join(names[:3])} {what}" for what, names in wrong.items() if names)
-    return _judged(not bad, "nothing trains, and a forward pass changes nothing", bad)
+@dataclass(frozen=True)
+class _Built:
+    """A network as it is built, and what one forward pass of it showed; names are of modules, weights and buffers.
+
+    Args:
+        of_batch: Norms that take their statistics from the batch.
+        changed: By the forward pass.
+        dtypes: Of weights, of what the network gives and of what its last layer reads, before the engine makes it
+            float32.
+    """
+
+    training: list[str]
+    learning: list[str]
+    of_batch: list[str]
+    changed: list[str]
+    dtypes: dict[str, torch.dtype]
 
 
-def _dtype(case: Case) -> Finding:
-    """Of weights, of what the network gives, and of what its last layer reads, before the engine makes it float32."""
+def _built(case: Case) -> _Built:
     module = build(case.resolved, case.payload)
     inner = module.network
     seen: dict[str, torch.dtype] = {}
@@ -144,10 +142,32 @@ def _dtype(case: Case) -> Finding:
     if case.resolved.layer in layers.NAMED_LAYERS:
         last = inner.get_submodule(case.resolved.last_layer)
         last.register_forward_pre_hook(lambda _module, args: note("the last layer's input", args[0]))
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with torch.inference_mode():
         module(plain.prepared(case.resolved.input, case.clips[:1]))
-    seen |= {name: t.dtype for name, t in inner.state_dict().items() if t.is_floating_point()}
-    other = [f"{name} is {dtype}" for name, dtype in seen.items() if dtype != torch.float32]
+    return _Built(
+        training=[name for name, m in module.named_modules() if m.training],
+        learning=[name for name, p in module.named_parameters() if p.requires_grad],
+        of_batch=[n for n, m in module.named_modules() if isinstance(m, norms) and m.running_mean is None],
+        changed=[name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])],
+        dtypes=seen | {name: t.dtype for name, t in inner.state_dict().items() if t.is_floating_point()},
+    )
+
+
+def _eval_mode(built: _Built) -> Finding:
+    wrong = {
+        "still in train mode": built.training,
+        "would be trained": built.learning,
+        "takes its statistics from the batch": built.of_batch,
+        "changed by a forward pass": built.changed,
+    }
+    bad = "; ".join(f"{', '.join(names[:3])} {what}" for what, names in wrong.items() if names)
+    return _judged(not bad, "nothing trains, and a forward pass changes nothing", bad)
+
+
+def _dtype(built: _Built) -> Finding:
+    other = [f"{name} is {dtype}" for name, dtype in built.dtypes.items() if dtype != torch.float32]
     return _judged(not other, "float32 throughout", f"not float32: {', '.join(other[:3])}")
 
 

@@ -298,6 +298,14 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinite values, without the copies that ``Tensor.isfinite`` makes."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    lowest, highest = tensor.aminmax()  # NaN when one value is
+    return bool(lowest.isfinite() & highest.isfinite())
+
+
 def check_finite(state: StateDict, used: frozenset[str], what: str) -> None:
     """Refuses weights on which a feature depends and which are no numbers.
 
@@ -305,7 +313,7 @@ def check_finite(state: StateDict, used: frozenset[str], what: str) -> None:
         ConfigError: The first of them is named.
     """
     for name in sorted(used & state.keys()):
-        if state[name].is_floating_point() and not bool(state[name].isfinite().all()):
+        if not is_finite(state[name]):
             raise ConfigError(
                 f"{what} depends on {name}, which holds NaN or infinite values; choose other weights or a layer"
             )

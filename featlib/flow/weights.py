@@ -76,7 +76,7 @@ def load_flow_weights(name: str, text: str, options: StoreOptions) -> FlowWeight
         file = read_weights(network, choice, options)
         raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
         tensors = state_dict.fit(network, (), raw, str(choice)).tensors
-        strange = next((k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()), None)
+        strange = next((k for k, v in tensors.items() if not state_dict.is_finite(v)), None)
         if strange is not None:
             raise ConfigError(f"--weights {choice}: {strange} holds NaN or infinite values; choose other weights")
     return FlowWeights(safetensors.torch.save(tensors), file.sha256, str(choice))

@@ -21,6 +21,7 @@ from featlib.config import ModelConfig
 from featlib.errors import ConfigError
 from featlib.extractors import registry, weights
 from featlib.extractors.resolve import ResolvedModel, resolve
+from featlib.extractors.state_dict import is_finite
 from featlib.extractors.weights import WeightsChoice, payload, resolve_weights
 from featlib.storage import StoreOptions
 
@@ -56,6 +57,21 @@ def test_names_of_weights() -> None:
     assert resolve_weights(network, "random:12") == WeightsChoice(seed=12)
     assert resolve_weights(network, "s3://b/w.pth") == WeightsChoice(url="s3://b/w.pth")
     assert resolve_weights(network, "w.safetensors") == WeightsChoice(url="w.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 77, 999])
+def test_one_value_that_is_no_number_is_seen(dtype: torch.dtype, value: float, at: int) -> None:
+    tensor = torch.linspace(-5, 5, 1000, dtype=dtype)
+    assert is_finite(tensor)
+    tensor[at] = value
+    assert not is_finite(tensor)
+
+
+def test_what_holds_no_number_or_only_whole_ones_is_finite() -> None:
+    assert all(map(is_finite, (torch.zeros(0), torch.tensor(3), torch.tensor([True]))))
+    assert not is_finite(torch.tensor(math.nan))
 
 
 @pytest.mark.parametrize(
