@@ -1,4 +1,7 @@
-"""kill -9 of the driver, and of everything it started, at five events; then the same command again."""
+"""kill -9 of the driver, and of everything it started, at five events; then the same command again.
+
+Ray Data reads what stands there then in one line, too.
+"""
 
 import json
 import signal
@@ -11,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 import featlib
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import check_same_rows, features_by_key, object_names, statuses
+from tests.e2e.rows import Key, check_same_rows, features_by_key, object_names, plain_glob, statuses
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -91,34 +95,79 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     server.wait(timeout=60)
 
 
-@pytest.mark.parametrize("whom", ["driver", "group"])
 @pytest.mark.parametrize("event", EVENTS)
 def test_killed_and_run_again_gives_the_same_rows(
-    clips: Path,
-    undisturbed: Path,
-    ray_cluster: str,
-    tmp_path: Path,
-    run_job: Callable[..., Ended],
-    event: str,
-    whom: str,
+    clips: Path, undisturbed: Path, ray_cluster: str, tmp_path: Path, run_job: Callable[..., Ended], event: str
 ) -> None:
-    output = tmp_path / "out"
-    config = config_of(clips, output)
-    address = ray_cluster if whom == "driver" else "local"
-    killed = run_job(config, *EVENTS[event], whom, address)
-    assert killed.status == -signal.SIGKILL, killed.log[-2000:]
-    truth = features_by_key(undisturbed)
-    after_kill = features_by_key(output)
-    assert set(after_kill) <= set(truth), "what is visible after the kill is right as far as it goes"
+    config = config_of(clips, tmp_path)
+    visible = visible_after_kill(run_job, config, event, "driver", ray_cluster, undisturbed)
 
     again = featlib.extract(featlib.ExtractConfig(**config))
 
     assert again.media == {"ok": 6}
-    check_same_rows(features_by_key(output), truth)
+    check_end(tmp_path, undisturbed)
+    check_unchanged(visible, tmp_path)
+
+
+def test_killed_with_all_it_started_at_one_event_after_the_other(
+    clips: Path, undisturbed: Path, tmp_path: Path, run_job: Callable[..., Ended]
+) -> None:
+    """Ray, too, so that each run begins with one of its own; each goes on where the one before was killed."""
+    config = config_of(clips, tmp_path)
+    for event in EVENTS:
+        before = features_by_key(tmp_path)
+        visible = visible_after_kill(run_job, config, event, "group", "local", undisturbed)
+        check_unchanged(before, tmp_path)
+    assert set(visible) == set(features_by_key(undisturbed)), "all was published before the last kill"
+
+    again = featlib.extract(featlib.ExtractConfig(**config))
+
+    assert again.media == {"ok": 6}
+    check_end(tmp_path, undisturbed)
+    check_unchanged(visible, tmp_path)
+
+
+def visible_after_kill(
+    run_job: Callable[..., Ended], config: dict[str, Any], event: str, whom: str, address: str, undisturbed: Path
+) -> dict[Key, np.ndarray]:
+    """Runs a job that kills itself; what is visible then is right as far as it goes."""
+    killed = run_job(config, *EVENTS[event], whom, address)
+    assert killed.status == -signal.SIGKILL, killed.log[-2000:]
+    truth, visible = features_by_key(undisturbed), features_by_key(Path(config["output"]))
+    check_same_rows(visible, {key: truth[key] for key in visible})
+    is_published = event in ("inside a publish", "between two shards", "before the summary")
+    assert bool(visible) == is_published
+    return visible
+
+
+def check_unchanged(before: dict[Key, np.ndarray], output: Path) -> None:
+    """What was visible once stays, to the bit."""
+    now = features_by_key(output)
+    assert all(np.array_equal(now[key], value) for key, value in before.items())
+
+
+def check_end(output: Path, undisturbed: Path) -> None:
+    check_same_rows(features_by_key(output), features_by_key(undisturbed))
     assert object_names(output) == object_names(undisturbed)
     assert statuses(output) == statuses(undisturbed)
-    assert all(np.array_equal(features_by_key(output)[key], value) for key, value in after_kill.items())
     assert not list(output.glob("_featlib/d/stage/**/*.piece")), "staging is empty once all is published"
+
+
+@pytest.mark.parametrize("root", ["features", "outcomes"])
+def test_ray_data_reads_both_roots_in_one_line(undisturbed: Path, root: str) -> None:
+    """With two models of different feature size."""
+    table = ray.data.read_parquet(str(undisturbed / root)).to_pandas()
+    assert set(table.dataset) == {"d"}
+    found = {(row.model, len(row.feature) if root == "features" else row.status) for row in table.itertuples()}
+    sizes = {("squeezenet1_1", 512), ("scores", 1000)}
+    assert found == (sizes if root == "features" else {("squeezenet1_1", "ok"), ("scores", "ok")})
+    assert len(table) == len(plain_glob(undisturbed, root))
+
+
+def test_ray_data_reads_a_partition(undisturbed: Path) -> None:
+    partition = undisturbed / "features" / "dataset=d" / "model=squeezenet1_1"
+    keys = [key for key in features_by_key(undisturbed) if key[0] == "squeezenet1_1"]
+    assert ray.data.read_parquet(str(partition)).count() == len(keys) > 6
 
 
 def test_a_finished_job_ends_without_ray_and_says_so(

@@ -1,7 +1,7 @@
 """Labels, settings and growth: what one run adds beside what earlier runs made."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,26 @@ def test_a_model_added_later_decodes_again_and_touches_nothing_of_the_first(clip
     assert {p: p.read_bytes() for p in mine} == mine
 
 
-def test_a_grown_manifest_adds_only_the_new(clips: Path, ray_cluster: str, tmp_path: Path) -> None:
-    folder, output = tmp_path / "clips", tmp_path / "out"
-    shutil.copytree(clips, folder)
-    extract(folder, output, DENSE)
+@pytest.fixture(scope="module")
+def _dense(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense")
+    write_clips(folder / "clips", 3)
+    extract(folder / "clips", folder / "out", DENSE)
+    return folder
+
+
+@pytest.fixture
+def dense(_dense: Path) -> Iterator[Path]:
+    """An output of the dense model alone, as it was when it was made; its clips are beside it."""
+    before = _dense.parent / f"{_dense.name}-before"
+    shutil.copytree(_dense, before)  # with the files' times
+    yield _dense / "out"
+    shutil.rmtree(_dense)
+    before.rename(_dense)
+
+
+def test_a_grown_manifest_adds_only_the_new(dense: Path) -> None:
+    folder, output = dense.parent / "clips", dense
     first = {p: p.read_bytes() for p in output.glob("[fo]*/**/*.parquet")}
     old = features_by_key(output)
     write_clip(folder / "aaa.mp4", seed=9)
@@ -87,19 +103,17 @@ def test_a_grown_manifest_adds_only_the_new(clips: Path, ray_cluster: str, tmp_p
     assert {name for _, name, _, _ in set(new) - set(old)} == {"aaa.mp4"}
 
 
-def test_a_smaller_manifest_first_and_the_rest_of_its_shard_later(clips: Path, output: Path, tmp_path: Path) -> None:
-    extract(clips, tmp_path, DENSE)
-    assert extract(clips, tmp_path, SPARSE, limit=1).media == {"ok": 1}
-    assert extract(clips, tmp_path, SPARSE).media == {"ok": 3}
-    sparse, at_once = ({k for k in features_by_key(o) if k[0] == "sparse"} for o in (tmp_path, output))
+def test_a_smaller_manifest_first_and_the_rest_of_its_shard_later(dense: Path, output: Path) -> None:
+    clips = dense.parent / "clips"
+    assert extract(clips, dense, SPARSE, limit=1).media == {"ok": 1}
+    assert extract(clips, dense, SPARSE).media == {"ok": 3}
+    sparse, at_once = ({k for k in features_by_key(o) if k[0] == "sparse"} for o in (dense, output))
     assert sparse == at_once
     assert len(sparse) == 3 * 2
 
 
-def test_changed_media_are_done_again_only_when_asked(clips: Path, ray_cluster: str, tmp_path: Path) -> None:
-    folder, output = tmp_path / "clips", tmp_path / "out"
-    shutil.copytree(clips, folder)
-    extract(folder, output, DENSE)
+def test_changed_media_are_done_again_only_when_asked(dense: Path) -> None:
+    folder, output = dense.parent / "clips", dense
     before = features_by_key(output)
     write_clip(folder / "clip01.mp4", seed=77, frames=25)
 

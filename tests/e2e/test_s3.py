@@ -22,6 +22,26 @@ MODELS = [
     {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "every:4"},
     {"network": "r3d_18", "weights": "random:0"},
 ]
+COMMON = {"dataset": "d", "models": MODELS, "shard_items": 2, "max_failed": 0.5, **POOLS}
+
+
+@pytest.fixture(scope="module")
+def disk(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows from disk to disk; what was read is beside them: three clips, and a file that is none."""
+    folder = tmp_path_factory.mktemp("s3")
+    write_clips(folder / "clips", 3)
+    (folder / "clips" / "broken.mp4").write_bytes(b"\0" * 2000)
+    config = featlib.ExtractConfig(manifest=[str(folder / "clips")], output=str(folder / "disk"), **COMMON)
+    assert featlib.extract(config).media == {"ok": 3, "failed": 1}
+    return folder / "disk"
+
+
+def upload(server: Any, disk: Path) -> str:
+    """Copies what was read from disk to a bucket of its own, under ``in/``."""
+    bucket: str = server.bucket("e2e")
+    for path in (disk.parent / "clips").iterdir():
+        server.client().upload_file(str(path), bucket, f"in/{path.name}")
+    return bucket
 
 
 def rows(url: str, endpoint_url: str | None = None) -> dict[Any, Any]:
@@ -33,55 +53,45 @@ def rows(url: str, endpoint_url: str | None = None) -> dict[Any, Any]:
     return found
 
 
-def test_the_same_rows_from_s3_to_s3_as_from_disk_to_disk(
-    s3_server: Any, s3_env: Any, ray_cluster: str, tmp_path: Path
-) -> None:
-    clips = write_clips(tmp_path / "clips", 3)
-    broken = tmp_path / "clips" / "broken.mp4"
-    broken.write_bytes(b"\0" * 2000)
-    bucket = s3_server.bucket("e2e")
-    for path in [*clips, broken]:
-        s3_server.client().upload_file(str(path), bucket, f"in/{path.name}")
-    common = {"dataset": "d", "models": MODELS, "shard_items": 2, "max_failed": 0.5, **POOLS}
-    featlib.extract(featlib.ExtractConfig(manifest=[str(tmp_path / "clips")], output=str(tmp_path / "disk"), **common))
+def test_the_same_rows_from_s3_to_s3_as_from_disk_to_disk(s3_server: Any, s3_env: Any, disk: Path) -> None:
+    bucket = upload(s3_server, disk)
     config = featlib.ExtractConfig(
         manifest=[f"s3://{bucket}/in/"],
         output=f"s3://{bucket}/out",
         endpoint_url=s3_server.endpoint_url,
-        **common,
+        **COMMON,
     )
 
     summary = featlib.extract(config)
 
     assert summary.media == {"ok": 3, "failed": 1}
-    check_same_rows(rows(f"s3://{bucket}/out", s3_server.endpoint_url), rows(str(tmp_path / "disk")), tolerance=0.0)
+    check_same_rows(rows(f"s3://{bucket}/out", s3_server.endpoint_url), rows(str(disk)), tolerance=0.0)
     outcomes = featlib.open_features(
         f"s3://{bucket}/out", dataset="d", model="r3d_18", endpoint_url=s3_server.endpoint_url
     ).outcomes()
     by_name = outcomes.set_index(outcomes.uri.str.rpartition("/")[2])
     assert by_name.loc["broken.mp4", "error_class"] == "unknown_format"
-    assert by_name.loc["clip00.mp4", "size"] == clips[0].stat().st_size
+    assert by_name.loc["clip00.mp4", "size"] == (disk.parent / "clips" / "clip00.mp4").stat().st_size
     again = featlib.extract(config)
     assert not again.did_work
 
 
-def test_a_tenth_of_faults_changes_no_row(s3_server: Any, s3_env: Any, ray_cluster: str, tmp_path: Path) -> None:
+def test_a_tenth_of_faults_changes_no_row(s3_server: Any, s3_env: Any, disk: Path) -> None:
     """On reads of media, too; bits flipped in those are TLS's business: no checksum of S3 covers a range."""
-    clips = write_clips(tmp_path / "clips", 3)
-    bucket = s3_server.bucket("e2e")
-    for path in clips:
-        s3_server.client().upload_file(str(path), bucket, f"in/{path.name}")
-    common = {"dataset": "d", "models": MODELS, "shard_items": 2, "unit_items": 1, **POOLS}
-    featlib.extract(featlib.ExtractConfig(manifest=[str(tmp_path / "clips")], output=str(tmp_path / "disk"), **common))
+    bucket = upload(s3_server, disk)
     weather = Weather(3, 0.1, kinds=[kind for kind in KINDS if not kind.startswith("flip")])
     with FaultProxy(s3_server.endpoint_url, weather) as proxy:
         config = featlib.ExtractConfig(
-            manifest=[f"s3://{bucket}/in/"], output=f"s3://{bucket}/out", endpoint_url=proxy.endpoint_url, **common
+            manifest=[f"s3://{bucket}/in/"],
+            output=f"s3://{bucket}/out",
+            endpoint_url=proxy.endpoint_url,
+            unit_items=1,
+            **COMMON,
         )
         summary = featlib.extract(config)
     assert weather.faults > 5
-    assert summary.media == {"ok": 3}
-    check_same_rows(rows(f"s3://{bucket}/out", s3_server.endpoint_url), rows(str(tmp_path / "disk")), tolerance=0.0)
+    assert summary.media == {"ok": 3, "failed": 1}
+    check_same_rows(rows(f"s3://{bucket}/out", s3_server.endpoint_url), rows(str(disk)), tolerance=0.0)
 
 
 _KEYLESS = """
