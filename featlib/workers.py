@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from featlib.arrays import Extracted, Stretches
 from featlib.errors import DamagedError, FeatlibError
+from featlib.faults import end_process, is_device_lost, is_out_of_memory
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
 from featlib.sealed import open_part, reread
@@ -223,8 +224,6 @@ class ExtractWorker:
 
 def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table, str]:
     """The unit with the features of an engine's models; or, when no unit would fare better, what stops the job."""
-    from torch import OutOfMemoryError
-
     wanted = [model for model in engine.models if len(clips_of(row, model.label))]
     made = {model.label: Extracted.nothing(model.feature_shape) for model in engine.models}
     fatal = ""
@@ -237,10 +236,14 @@ def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table
             for model, extracted in zip(engine.models, engine.run(frames, frame_idx, flow), strict=True):
                 if model in wanted:
                     made[model.label] = extracted
-        except OutOfMemoryError as error:
-            reason = " ".join(str(error).split())[:160]
-            label = wanted[0].label
-            fatal = f"{label}: the device has too little memory ({reason}); lower its --batch-size"
+        except Exception as error:
+            if is_device_lost(error):
+                end_process(error)
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            fatal = f"{wanted[0].label}: the {engine.device.type} has too little memory ({reason}); "
+            fatal += "lower its --batch-size" + " or --extract-workers" * (engine.device.type == "cpu")
     for label, extracted in made.items():
         row = with_features(row, label, extracted)
     return row, fatal

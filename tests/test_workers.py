@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from featlib.arrays import Extracted
@@ -223,6 +224,59 @@ def test_a_unit_may_want_fewer_of_the_models_that_share_a_forward(folder: Path, 
     assert table is not None
     assert table["model"].to_pylist() == ["new", "new"]
     assert [len(row) for row in table["labels"].to_pylist()] == [2, 2]
+
+
+class _Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+def _fails(monkeypatch: pytest.MonkeyPatch, model: ResolvedModel, error: Exception) -> ExtractWorker:
+    """A worker whose network raises; the end of its process is an exception."""
+
+    def run(*_: object) -> None:
+        raise error
+
+    def ended(status: int) -> None:
+        raise _Ended(status)
+
+    worker = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
+    monkeypatch.setattr(worker._engines[0], "run", run)
+    monkeypatch.setattr("featlib.faults.os._exit", ended)
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory."),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "[enforce fail] DefaultCPU"),
+        (MemoryError(), "MemoryError"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "CUDA error: out of memory"),
+    ],
+)
+def test_lack_of_memory_stops_the_job_and_blames_no_item(
+    folder: Path, model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    row = _here(model.want)(_row(folder, "b.mp4", labels=("cnn",)))
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(_fails(monkeypatch, model, error)(row))
+    said = json.loads(result["stats"][0].as_py())["fatal"]
+    assert said.startswith(f"cnn: the cpu has too little memory ({reason}")
+    assert said.endswith("; lower its --batch-size or --extract-workers")
+    assert json.loads(result["finished"][0].as_py()) == []
+    assert Store(str(tmp_path)).list("") == []
+
+
+def test_a_lost_device_ends_the_process_so_that_ray_starts_another(
+    folder: Path, model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = _here(model.want)(_row(folder, "b.mp4", labels=("cnn",)))
+    lost = _fails(monkeypatch, model, torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    with pytest.raises(_Ended) as ended:
+        lost(row)
+    assert ended.value.args == (1,)
+    other = _fails(monkeypatch, model, ZeroDivisionError("a defect"))
+    with pytest.raises(ZeroDivisionError):
+        other(row)
 
 
 def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from featlib.arrays import Extracted, Flow, Ints, Stretches, UInt8
 from featlib.extractors.build import build, mean_volume
 from featlib.extractors.probe import input_shape
 from featlib.extractors.resolve import ResolvedModel
+from featlib.faults import is_of_no_clip
 from featlib.inference.inputs import FlowClips, Loaded, Normalisation, PixelClips
 from featlib.inference.prepared import autocast, exact_arithmetic, prepared
 
@@ -24,8 +25,6 @@ _BATCH_PIXELS = {"cpu": 8 * 224 * 224, "cuda": 64 * 224 * 224}
 # batches of 2, 4, 8 and 16, R3D-18 through 2.77, 2.83 and 2.81 clips in batches of 1, 2 and 4 (bf16).
 _COMPILED_PIXELS = 4 * 224 * 224
 _MOST_IN_BATCH = 256
-FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
-"""What no clip is to blame for."""
 
 
 def default_batch_size(resolved: ResolvedModel, device: str) -> int:
@@ -109,7 +108,7 @@ class Engine:
 
         Raises:
             ValueError: The arrays are not of the model's size.
-            torch.OutOfMemoryError: The batch does not fit the device; no clip is to blame.
+            Exception: For which no clip is to blame (``featlib.faults``): the batch does not fit, the GPU is lost.
         """
         stretches = frames if isinstance(frames, Stretches) else Stretches((frames,))
         self._check(stretches, frame_idx)
@@ -157,9 +156,9 @@ class Engine:
         """Values of one batch; when the network raises, of each clip that goes through alone."""
         try:
             yield rows, self._forward(loaded, rows)
-        except FATAL:
-            raise
-        except Exception as error:  # noqa: BLE001 — each becomes the clip's error below
+        except Exception as error:
+            if is_of_no_clip(error):
+                raise
             if len(rows) == 1:
                 errors.setdefault(rows.start, one_line(error))
                 return
@@ -170,7 +169,7 @@ class Engine:
         filled = np.minimum(np.arange(rows.start, rows.start + self.batch_size), rows.stop - 1)
         with torch.inference_mode(), exact_arithmetic(self.device), autocast(self._precision, self.device):
             outputs: tuple[Tensor, ...] = self._module(loaded.batch(filled))
-            return tuple(values[: len(rows)].float().flatten(1) for values in outputs)
+            return tuple(values[: len(rows)].float().flatten(1).cpu() for values in outputs)
 
     def _extracted(self, model: ResolvedModel, values: dict[str, Features], errors: dict[int, str]) -> Extracted:
         mine, features = dict(errors), values[model.layer].copy()
@@ -196,7 +195,7 @@ def _gathered(count: int, parts: Sequence[tuple[range, Tensor]]) -> Features:
     width = parts[0][1].shape[1] if parts else 0
     gathered = np.zeros((count, width), np.float32)
     for rows, values in parts:
-        gathered[rows.start : rows.stop] = values.cpu().numpy()
+        gathered[rows.start : rows.stop] = values.numpy()
     return gathered
 
 
