@@ -1,6 +1,7 @@
 """One engine for all networks: uint8 frames in, float32 features out, in batches of one fixed shape."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from featlib.extractors.probe import input_shape
 from featlib.extractors.resolve import ResolvedModel
 from featlib.faults import is_of_no_clip
 from featlib.inference.inputs import FlowClips, Loaded, Normalisation, PixelClips
-from featlib.inference.prepared import autocast, exact_arithmetic, prepared
+from featlib.inference.kept import is_marked
+from featlib.inference.prepared import autocast, exact_arithmetic, mark, prepared
 
 Features = npt.NDArray[np.float32]
 
@@ -33,6 +35,19 @@ def default_batch_size(resolved: ResolvedModel, device: str) -> int:
     is_compiled = resolved.arithmetic == "compiled" and device == "cpu"
     budget = _COMPILED_PIXELS if is_compiled else _BATCH_PIXELS["cuda" if device.startswith("cuda") else "cpu"]
     return max(1, min(_MOST_IN_BATCH, budget // (resolved.frames * height * width)))
+
+
+def layers_of(models: Sequence[ResolvedModel]) -> list[str]:
+    """What one forward pass gives for all models that share it."""
+    wanted = [m.layer for m in models] + ["logits"] * any(m.top_k for m in models)
+    return list(dict.fromkeys(wanted))
+
+
+def is_probably_kept(models: Sequence[ResolvedModel], threads: int) -> bool:
+    """Whether this machine has compiled the network of models that share a forward pass before, for so many threads."""
+    first = replace(models[0], arithmetic="compiled")
+    batch_size = first.batch_size or default_batch_size(first, "cpu")
+    return is_marked(mark(first, layers_of(models), batch_size, threads))
 
 
 def one_line(error: Exception) -> str:
@@ -77,8 +92,7 @@ class Engine:
         first = self._first = models[0]
         self.batch_size = batch_size or first.batch_size or default_batch_size(first, device)
         self._normalise = Normalisation(first.input, self.device, mean_volume(payload))
-        wanted = [m.layer for m in models] + ["logits"] * any(m.top_k for m in models)
-        self._layers = list(dict.fromkeys(wanted))
+        self._layers = layers_of(models)
         ready = prepared(
             first, lambda: build(first, payload, self._layers), self._example, self.device, is_trial=is_trial
         )

@@ -84,15 +84,9 @@ def test_a_lost_device_costs_the_item_over_which_it_was_lost(ray_cluster: str, t
     for i in range(6):
         level = 255 if i == 2 else 40 * i
         Image.new("RGB", (48, 40), (level, level, level)).save(pictures / f"{i}.png")
-    settings = {
-        "manifest": [str(pictures)],
-        "output": str(tmp_path / "out"),
-        "dataset": "d",
-        "max_failed": 1.0,
-        **POOLS,
-    }
+    settings = {"manifest": [str(pictures)], "output": str(tmp_path / "out"), "dataset": "d", **POOLS}
     models = [{"network": "tests.e2e.poisoned:net", "weights": "random:0"}]
-    featlib.extract(featlib.ExtractConfig(models=models, unit_items=1, compile="off", **settings))
+    featlib.extract(featlib.ExtractConfig(models=models, unit_items=1, compile="off", max_failed=1.0, **settings))
     ended = {Path(row["uri"]).name: row for row in plain_glob(tmp_path / "out", "outcomes")}
     assert {name: row["error_class"] for name, row in ended.items() if row["status"] != "ok"} == {
         "2.png": "worker_died"
