@@ -153,8 +153,8 @@ class DecodeWorker:
         builder.add(_item_report(item, decoded, unit.labels), decoded)
         segment = decoded.segment
         if unit.n == 0 and segment.n > 1:
-            ks = range(1, segment.n)
-            later.extend(Unit(unit.shard, unit.labels, (item,), k, segment.n, segment.by) for k in ks)
+            untried, ks = replace(item, attempt=1), range(1, segment.n)
+            later.extend(Unit(unit.shard, unit.labels, (untried,), k, segment.n, segment.by) for k in ks)
 
 
 def _item_report(item: UnitItem, decoded: Decoded, labels: Sequence[str]) -> ItemReport:

@@ -142,15 +142,17 @@ def test_what_comes_later_fills_units_as_this_one_was_filled(folder: Path) -> No
 
 def test_a_long_item_is_cut_into_segments_that_come_later(folder: Path) -> None:
     worker = _here(FRAMES, Limits(unit_bytes=2 * 32 * 32 * 3))
-    first = worker(_row(folder, "a.mp4", labels=("cnn",)))
+    first = worker(_row(folder, "a.mp4", labels=("cnn",), attempt=3))
     units = [unit_from_row(u) for u in json.loads(first["later"][0].as_py())]
     n = units[0].n
     assert n >= 2
     assert [(u.k, u.n, u.shard) for u in units] == [(k, n, 4) for k in range(1, n)]
+    assert {u.items[0].attempt for u in units} == {1}, "none of them was tried before"
     rows = [first, *(worker(units_table([u], 0)) for u in units)]
     indices = [i for row in rows for i in clips_of(row, "cnn").field("clip_index").to_pylist()]
     assert indices == [0, 1, 2, 3]
     assert [(reports_of(row)[0].segment.k, reports_of(row)[0].segment.n) for row in rows] == [(k, n) for k in range(n)]
+    assert [reports_of(row)[0].attempts for row in rows] == [3] + [1] * (n - 1)
 
 
 class _Failing:
