@@ -256,7 +256,8 @@ def checked(
     the partition is bound to it from its first row on.
 
     Args:
-        threads: By label, those of an actor, which then finds kept what was compiled here; torch's own where unknown.
+        threads: By label, those of an actor as far as they can be told before the units are cut: with the same, it
+            finds kept what was compiled here. torch's own where nothing is known.
     """
     from featlib.extractors.weights import payload
 

@@ -242,8 +242,9 @@ def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table
             if not is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            fatal = f"{wanted[0].label}: the {engine.device.type} has too little memory ({reason}); "
-            fatal += "lower its --batch-size" + " or --extract-workers" * (engine.device.type == "cpu")
+            on_cpu = engine.device.type == "cpu"
+            place, more = ("the node", " or --extract-workers") if on_cpu else ("the GPU", "")
+            fatal = f"{wanted[0].label}: {place} has too little memory ({reason}); lower its --batch-size{more}"
     for label, extracted in made.items():
         row = with_features(row, label, extracted)
     return row, fatal

@@ -232,7 +232,9 @@ class _Ended(BaseException):
     """Stands for the end of the process."""
 
 
-def _fails(monkeypatch: pytest.MonkeyPatch, model: ResolvedModel, error: Exception) -> ExtractWorker:
+def _fails(
+    monkeypatch: pytest.MonkeyPatch, model: ResolvedModel, error: Exception, device: str = "cpu"
+) -> ExtractWorker:
     """A worker whose network raises; the end of its process is an exception."""
 
     def run(*_: object) -> None:
@@ -243,27 +245,35 @@ def _fails(monkeypatch: pytest.MonkeyPatch, model: ResolvedModel, error: Excepti
 
     worker = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
     monkeypatch.setattr(worker._engines[0], "run", run)
+    monkeypatch.setattr(worker._engines[0], "device", torch.device(device))
     monkeypatch.setattr("featlib.faults.os._exit", ended)
     return worker
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "device", "says"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory."),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "[enforce fail] DefaultCPU"),
-        (MemoryError(), "MemoryError"),
-        (torch.AcceleratorError("CUDA error: out of memory"), "CUDA error: out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "cuda", "the GPU has too little memory (CUDA out of memory.)"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "cuda", "the GPU has too little memory (CUDA error: "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu", "the node has too little memory (Default"),
+        (MemoryError(), "cpu", "the node has too little memory (MemoryError)"),
     ],
 )
 def test_lack_of_memory_stops_the_job_and_blames_no_item(
-    folder: Path, model: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+    folder: Path,
+    model: ResolvedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    device: str,
+    says: str,
 ) -> None:
     row = _here(model.want)(_row(folder, "b.mp4", labels=("cnn",)))
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(_fails(monkeypatch, model, error)(row))
+    failing = _fails(monkeypatch, model, error, device)
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(failing(row))
     said = json.loads(result["stats"][0].as_py())["fatal"]
-    assert said.startswith(f"cnn: the cpu has too little memory ({reason}")
-    assert said.endswith("; lower its --batch-size or --extract-workers")
+    assert said.startswith(f"cnn: {says}")
+    assert said.endswith("; lower its --batch-size" + " or --extract-workers" * (device == "cpu"))
     assert json.loads(result["finished"][0].as_py()) == []
     assert Store(str(tmp_path)).list("") == []
 
