@@ -83,7 +83,7 @@ class Held:
     def __call__(self, start: int, stop: int) -> bytes:
         self.asked.append(start)
         self.both_asked.release()
-        assert self.may_answer.wait(60)
+        self.may_answer.wait(60)
         self.answered.append(start)
         return DATA[start:stop]
 
