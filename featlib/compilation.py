@@ -48,7 +48,7 @@ class Work:
         rows: Frames or clips, as far as the plan lets one guess.
         flops: Of one row.
         cores: That run it.
-        is_kept: Whether this machine has probably compiled it before.
+        is_kept: Whether this machine has probably compiled it before, for as many threads.
     """
 
     rows: float
@@ -115,13 +115,29 @@ def mean_rows(items: Iterable[PlanItem], sampling: Sampling) -> float:
 
 
 def works(
-    models: "Sequence[ResolvedModel]", needs: Mapping[str, Rows], plan: Plan, items: PlanItems, num_cores: int
+    models: "Sequence[ResolvedModel]",
+    needs: Mapping[str, Rows],
+    plan: Plan,
+    items: PlanItems,
+    num_cores: int,
+    threads: Mapping[str, int],
 ) -> dict[str, Work]:
-    """By label, what open items mean for each network; a sample of the plan's shards stands for all."""
+    """By label, what open items mean for each network; a sample of the plan's shards stands for all.
+
+    Args:
+        threads: By label, those of an actor; empty where the actors run elsewhere: what is kept there, nobody knows.
+    """
     from featlib.extractors import probe, registry
     from featlib.inference import is_probably_kept
 
     found = {}
+    sharing = _by_trunk([replace(model, arithmetic="compiled") for model in models])
+    is_kept = {
+        model.label: is_probably_kept(group, threads[model.label])
+        for group in sharing.values()
+        for model in group
+        if model.label in threads
+    }
     for model in models:
         if model.regions is not None or model.input.crop is None:
             found[model.label] = NOTHING
@@ -131,10 +147,17 @@ def works(
         rows = mean_rows((item for shard in sample for item in items.shard(int(shard))), model.sampling)
         shape = probe.input_shape(model.input, model.frames)
         flops = probe.probe_and_count(registry.network(model.network), model.settings, shape, model.layer)[1]
-        found[model.label] = Work(
-            rows * int(needs[model.label].sum()), float(flops), num_cores, is_probably_kept(model)
-        )
+        total = rows * int(needs[model.label].sum())
+        found[model.label] = Work(total, float(flops), num_cores, is_kept.get(model.label, False))
     return found
+
+
+def _by_trunk(models: "Iterable[ResolvedModel]") -> "dict[tuple[object, ...], list[ResolvedModel]]":
+    """Models that share a forward pass, together."""
+    groups: dict[tuple[object, ...], list[ResolvedModel]] = {}
+    for model in models:
+        groups.setdefault(model.trunk, []).append(model)
+    return groups
 
 
 def is_local(ray_address: str | None) -> bool:
@@ -153,24 +176,27 @@ class Asked:
 
     Args:
         half: For models of half precision, whose partitions are bound to one arithmetic.
+        reason: Why it is ``off`` where the command does not say so.
     """
 
     fp32: Compile
     half: Compile
+    reason: str = ""
 
 
 def asked(config: ExtractConfig) -> Asked:
     """What ``--compile`` comes to where there may be GPUs: they do not run compiled networks."""
+    as_said = Asked(config.compile, config.compile)
+    if config.device == "cpu" or config.compile == "off":
+        return as_said
+    on_gpus = Asked("off", "off", "it runs on a GPU")
     if config.device == "cuda":
-        return Asked("off", "off")
-    if config.device == "cpu":
-        return Asked(config.compile, config.compile)
-    if not is_local(config.ray_address):  # a cluster is asked for its GPUs only later
-        return Asked(config.compile, "off")
+        return on_gpus
+    if not is_local(config.ray_address):  # which is asked for its GPUs only later
+        return replace(as_said, half="off", reason="the cluster may have GPUs; --device cpu where it has none")
     import torch
 
-    usual = "off" if torch.cuda.is_available() else config.compile
-    return Asked(usual, usual)
+    return on_gpus if torch.cuda.is_available() else as_said
 
 
 def settled(
@@ -181,8 +207,8 @@ def settled(
 ) -> "tuple[tuple[ResolvedModel, ...], dict[str, str]]":
     """The models with their arithmetic, and by label what decided it.
 
-    Models that share a forward pass share the decision. In half precision, where compiled and plain round
-    differently, a partition stays with what it was begun with unless the command says otherwise.
+    Models that share a forward pass share the decision, by the work of all. In half precision, where compiled and plain
+    round differently, a partition stays with what it was begun with unless the command says otherwise.
 
     Args:
         registered: By label, the settings that a partition was made with; None for a new one.
@@ -190,19 +216,27 @@ def settled(
     """
     chosen: list[ResolvedModel] = []
     says: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
+    sharing = _by_trunk(models)
     for model in models:
-        leader = first.setdefault(model.trunk, model.label)
-        wish = asked.fp32 if model.precision == "fp32" else asked.half
-        decision = _decision(model, wish, registered.get(model.label), work.get(leader, NOTHING))
+        shared = _together([work.get(m.label, NOTHING) for m in sharing[model.trunk]])
+        decision = _decision(model, asked, registered.get(model.label), shared)
         chosen.append(replace(model, arithmetic=decision.arithmetic))
         says[model.label] = decision.says
     return tuple(chosen), says
 
 
-def _decision(model: "ResolvedModel", asked: Compile, before: Mapping[str, str] | None, work: Work) -> Decision:
+def _together(works: Sequence[Work]) -> Work:
+    """Of one forward pass for several labels: it runs for each row that one of them lacks, to the deepest layer."""
+    most = max(works, key=lambda work: work.rows)
+    return replace(most, flops=max(work.flops for work in works))
+
+
+def _decision(model: "ResolvedModel", said: Asked, before: Mapping[str, str] | None, work: Work) -> Decision:
     if model.regions is not None or model.input.crop is None:
         return Decision("plain", "pictures of varying size")
+    asked = said.fp32 if model.precision == "fp32" else said.half
+    if asked == "off" and said.reason:
+        return Decision("plain", said.reason)
     if asked == "auto" and model.precision != "fp32" and before is not None:
         arithmetic: Arithmetic = "compiled" if before.get("arithmetic") == "compiled" else "plain"
         return Decision(arithmetic, "as its partition was begun")
@@ -216,22 +250,43 @@ def checked(
     says: Mapping[str, str],
     registered: Mapping[str, Mapping[str, str] | None],
     options: StoreOptions,
+    threads: Mapping[str, int],
 ) -> "tuple[tuple[ResolvedModel, ...], dict[str, str]]":
     """The models of half precision that are to be compiled for a new partition only where this machine can do so:
-    the partition is bound to it from its first row on."""
+    the partition is bound to it from its first row on.
+
+    Args:
+        threads: By label, those of an actor as far as they can be told before the units are cut: with the same, it
+            finds kept what was compiled here. torch's own where nothing is known.
+    """
     from featlib.extractors.weights import payload
+
+    plain: set[str] = set()
+    lines = dict(says)
+    for group in _by_trunk(models).values():
+        first = group[0]
+        new = [m for m in group if (registered.get(m.label) or {}).get("arithmetic") != "compiled"]
+        if first.precision == "fp32" or first.arithmetic == "plain" or not new:
+            continue
+        reason = _why_not(group, payload(first, options), threads.get(first.label))
+        if reason:
+            plain |= {m.label for m in new}
+            lines |= {m.label: reason for m in new}
+    return tuple(replace(m, arithmetic="plain") if m.label in plain else m for m in models), lines
+
+
+def _why_not(models: "Sequence[ResolvedModel]", payload: bytes, threads: int | None) -> str:
+    """Why models that share a forward pass cannot be compiled here; empty when they can."""
+    import torch
+
     from featlib.inference import Engine
 
-    kept, lines = list(models), dict(says)
-    for place, model in enumerate(models):
-        is_begun = (registered.get(model.label) or {}).get("arithmetic") == "compiled"
-        if model.precision == "fp32" or model.arithmetic == "plain" or is_begun:
-            continue
-        notes = Engine([model], payload(model, options), is_trial=True).notes
-        if notes:
-            kept[place] = replace(model, arithmetic="plain")
-            lines[model.label] = notes[0].partition(": ")[2]
-    return tuple(kept), lines
+    before = torch.get_num_threads()
+    try:
+        notes = Engine(models, payload, threads=threads, is_trial=True).notes
+    finally:
+        torch.set_num_threads(before)
+    return notes[0].partition(": ")[2] if notes else ""
 
 
 def lines(models: "Sequence[ResolvedModel]", says: Mapping[str, str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from featlib.arrays import Floats, Flow, Ints, Stretches, UInt8
+from featlib.faults import end_process, is_device_lost, is_of_no_clip, is_out_of_memory
 from featlib.flow.build import open_estimator
 from featlib.flow.estimate import FlowEstimator
 from featlib.spec import FlowSpec
@@ -53,9 +54,11 @@ class FlowWorker:
             try:
                 flow = computed(frames, pairs, kind.crop, self._estimators[kind])
             except Exception as error:
-                if not _is_memory(error):
+                if is_device_lost(error):
+                    end_process(error)
+                if not is_out_of_memory(error):
                     raise
-                reason = " ".join(str(error).split())[:160]
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
                 stats["fatal"] = f"--flow {kind.method.source}: the device has too little memory ({reason}); use dis"
                 flow = Flow(np.empty((0, 2), np.int64), np.empty((0, *kind.crop, 2), np.float32), reason)
             row = with_flow(row, kind.key, flow)
@@ -98,18 +101,13 @@ def _whole_or_each(
     try:
         yield pairs, estimator.flows(frames, pairs - first)
     except Exception as error:  # each becomes the reason of its pair
-        if _is_memory(error):
+        if is_of_no_clip(error):
             raise
         if len(pairs) == 1:
             yield pairs, " ".join(str(error).split())[:200]
             return
         for pair in pairs:
             yield from _whole_or_each(frames, pair[None], first, estimator)
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether no pair is to blame; torch's error is told by its name, for OpenCV's methods never load torch."""
-    return isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 
 def _centre(values: Floats, crop: tuple[int, int]) -> Floats:

@@ -97,7 +97,7 @@ def _claimed(
         plan, selected = _plan(config, store, keys, options, claim)
         on_event("plan_written", str(len(plan.ids)))
         opened = _opened(config, store, keys, plan, selected)
-        models, forward = _settled(config, store, keys, models, plan, opened, shown)
+        models, forward = _settled(config, store, keys, models, plan, opened, ray, shown)
         provenance = _provenance(config, models)
         claim.guard()
         partition.register(store, keys, provenance)
@@ -167,21 +167,27 @@ def _settled(
     models: "tuple[ResolvedModel, ...]",
     plan: Plan,
     opened: _Opened,
+    ray: RayStart,
     shown: Reporter,
 ) -> "tuple[tuple[ResolvedModel, ...], tuple[str, ...]]":
     """The models with the arithmetic that this job's work asks for, and a line on each."""
     if not any(need.any() for need in opened.needs.values()):
         return models, ()
     before = {m.label: partition.registered(store, keys, m.label) for m in models}
-    work = {}
-    if config.compile == "auto":
+    asked = compilation.asked(config)
+    wishes = {asked.fp32, asked.half}
+    work, threads = {}, {}
+    if wishes != {"off"} and compilation.is_local(config.ray_address):
+        num_open = int(np.any(list(opened.needs.values()), axis=0).sum())  # about as many units, or more than enough
+        threads = ray.expected().for_units(num_open).threads(config.labels)
+    if "auto" in wishes:
         cores = compilation.cores(config.ray_address)
-        work = compilation.works(models, opened.needs, plan, PlanItems(store, plan), cores)
-    models, says = compilation.settled(models, compilation.asked(config), before, work)
-    models, says = compilation.checked(models, says, before, store.options)
+        work = compilation.works(models, opened.needs, plan, PlanItems(store, plan), cores, threads)
+    models, says = compilation.settled(models, asked, before, work)
+    models, says = compilation.checked(models, says, before, store.options, threads)
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
-    lines = compilation.lines(models, says) + compilation.bf16_hint(models, compilation.asked(config), text)
+    lines = compilation.lines(models, says) + compilation.bf16_hint(models, asked, text)
     for line in lines:
         shown.stage(line)
     return models, lines

@@ -152,9 +152,7 @@ def join_or_start(
 
     address = address or os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized() and (not address or address == "local"):
-        cores = len(os.sched_getaffinity(0))
-        gpus = _local_gpus() if sizes.device != "cpu" else 0
-        pools = plan_pools(Machine(cores, gpus=gpus, memory_mb=_memory_mb()), sizes, kinds, flow, network_mb)
+        pools = plan_pools(this_machine(sizes), sizes, kinds, flow, network_mb)
         start_local_ray(num_cpus=pools.total_cpus, object_store_mb=object_store_mb or _object_store_mb())
         return pools
     connect_ray(address or "auto")
@@ -165,6 +163,12 @@ def join_or_start(
             "use a URL like s3://bucket/folder"
         )
     return plan_pools(machine, sizes, kinds, flow, network_mb)
+
+
+def this_machine(sizes: Sizes) -> Machine:
+    """What a Ray of this machine alone has."""
+    gpus = _local_gpus() if sizes.device != "cpu" else 0
+    return Machine(len(os.sched_getaffinity(0)), gpus=gpus, memory_mb=_memory_mb())
 
 
 def _local_gpus() -> int:

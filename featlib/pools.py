@@ -1,6 +1,6 @@
 """How many workers of which kind: arithmetic on what a cluster has. A layout that cannot fit is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -79,14 +79,21 @@ class ExtractPool:
     num_gpus: float
     most_threads: int = 1
 
-    def for_units(self, num_units: int) -> "ExtractPool":
-        """For few units fewer actors of more threads: each takes seconds to start, and a unit is one actor's work."""
+    def for_units(self, num_units: int, threads: int | None = None) -> "ExtractPool":
+        """For few units fewer actors of more threads: each takes seconds to start, and a unit is one actor's work.
+
+        Args:
+            threads: Of an actor, where an earlier pass has settled them.
+        """
+        if threads is not None:
+            return self._with(max(1, self.workers * self.threads // threads), threads)
         workers = max(1, num_units // _UNITS_EACH)
         if workers >= self.workers:
             return self
         threads = min(max(self.threads, self.most_threads), self.threads * self.workers // workers)
-        if threads == self.threads:
-            return self
+        return self if threads == self.threads else self._with(workers, threads)
+
+    def _with(self, workers: int, threads: int) -> "ExtractPool":
         return replace(self, workers=workers, threads=threads, num_cpus=self.num_cpus * threads / self.threads)
 
 
@@ -105,9 +112,19 @@ class Pools:
     total_cpus: float
     flow: FlowPool | None = None
 
-    def for_units(self, num_units: int) -> "Pools":
-        """For a pass over so many units."""
-        return replace(self, extract=tuple(pool.for_units(num_units) for pool in self.extract))
+    def for_units(self, num_units: int, threads: Mapping[str, int] = MappingProxyType({})) -> "Pools":
+        """For a pass over so many units.
+
+        Args:
+            threads: By label, those of an actor where an earlier pass has settled them.
+        """
+        pools = (pool.for_units(num_units, threads.get(pool.labels[0])) for pool in self.extract)
+        return replace(self, extract=tuple(pools))
+
+    def threads(self, labels: Collection[str]) -> dict[str, int]:
+        """By label, the threads of an actor of each pool that holds one of ``labels``."""
+        held = (pool for pool in self.extract if not set(labels).isdisjoint(pool.labels))
+        return {label: pool.threads for pool in held for label in pool.labels}
 
     def __str__(self) -> str:
         pools = ", ".join(

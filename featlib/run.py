@@ -88,6 +88,7 @@ class Run:
         self._later: list[Unit] = []
         self._bad: set[str] = set()
         self._ray: tuple[Flow, Pools] | None = None
+        self._threads: dict[str, int] = {}  # of compiled networks: for other threads they would be compiled anew
         self._publisher = PublisherThread(
             ShardPublisher(
                 task.store,
@@ -162,7 +163,8 @@ class Run:
         from featlib.nodes import check_nodes
 
         flow, all_pools = self._start()
-        pools = all_pools.for_units(units.num_units)
+        pools = all_pools.for_units(units.num_units, self._threads)
+        self._threads = pools.threads({m.label for m in self._task.models if m.arithmetic == "compiled"})
         self._count_workers(pools)
         flow = replace(flow, run=f"{self._id}-{number}")
         task = self._task

@@ -6,10 +6,11 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from featlib.config import ExtractConfig
-from featlib.pools import Pools, Sizes
+from featlib.pools import Pools, Sizes, plan_pools
+from featlib.spec import Kind
 from featlib.storage import Store
 
 if TYPE_CHECKING:
@@ -65,26 +66,47 @@ class RayStart:
             raise RuntimeError("Ray was not begun")
         return self._pools.result(), time.monotonic() - started
 
+    def expected(self) -> Pools:
+        """The pools as they are where this machine is all there is; asks no Ray."""
+        from featlib.nodes import this_machine
+
+        sizes = self._sizes()
+        return plan_pools(this_machine(sizes), sizes, self._kinds(), self._flow(), self._network_mb())
+
     def wait(self) -> None:
         """Lets a start that is under way come to its end: a process that leaves in the middle of one may crash."""
         if self._pools is not None:
             wait([self._pools], _MOST_START_S)
 
     def _start(self) -> Pools:
-        from featlib.extractors.flow_method import flow_kind
-        from featlib.extractors.weights import payload
         from featlib.nodes import join_or_start
 
-        c = self._config
         return join_or_start(
-            c.ray_address,
-            Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device, c.flow_workers),
-            {m.label: m.input.kind for m in self._models},
-            flow_kind(m.input.flow_spec for m in self._models),
+            self._config.ray_address,
+            self._sizes(),
+            self._kinds(),
+            self._flow(),
             local_output=self._store.url if self._store.is_local else None,
-            object_store_mb=c.object_store_mb,
-            network_mb={m.label: len(payload(m, self._store.options)) / _MB for m in self._models},
+            object_store_mb=self._config.object_store_mb,
+            network_mb=self._network_mb(),
         )
+
+    def _sizes(self) -> Sizes:
+        c = self._config
+        return Sizes(c.decode_workers, c.extract_workers, c.extract_threads, c.layout, c.device, c.flow_workers)
+
+    def _kinds(self) -> dict[str, Kind]:
+        return {m.label: m.input.kind for m in self._models}
+
+    def _flow(self) -> Literal["none", "opencv", "network"]:
+        from featlib.extractors.flow_method import flow_kind
+
+        return flow_kind(m.input.flow_spec for m in self._models)
+
+    def _network_mb(self) -> dict[str, float]:
+        from featlib.extractors.weights import payload
+
+        return {m.label: len(payload(m, self._store.options)) / _MB for m in self._models}
 
 
 def _exit_on_sigterm() -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from featlib.arrays import Extracted, Stretches
 from featlib.errors import DamagedError, FeatlibError
+from featlib.faults import end_process, is_device_lost, is_out_of_memory
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
 from featlib.sealed import open_part, reread
@@ -152,8 +153,8 @@ class DecodeWorker:
         builder.add(_item_report(item, decoded, unit.labels), decoded)
         segment = decoded.segment
         if unit.n == 0 and segment.n > 1:
-            ks = range(1, segment.n)
-            later.extend(Unit(unit.shard, unit.labels, (item,), k, segment.n, segment.by) for k in ks)
+            untried, ks = replace(item, attempt=1), range(1, segment.n)
+            later.extend(Unit(unit.shard, unit.labels, (untried,), k, segment.n, segment.by) for k in ks)
 
 
 def _item_report(item: UnitItem, decoded: Decoded, labels: Sequence[str]) -> ItemReport:
@@ -223,8 +224,6 @@ class ExtractWorker:
 
 def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table, str]:
     """The unit with the features of an engine's models; or, when no unit would fare better, what stops the job."""
-    from torch import OutOfMemoryError
-
     wanted = [model for model in engine.models if len(clips_of(row, model.label))]
     made = {model.label: Extracted.nothing(model.feature_shape) for model in engine.models}
     fatal = ""
@@ -237,10 +236,15 @@ def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table
             for model, extracted in zip(engine.models, engine.run(frames, frame_idx, flow), strict=True):
                 if model in wanted:
                     made[model.label] = extracted
-        except OutOfMemoryError as error:
-            reason = " ".join(str(error).split())[:160]
-            label = wanted[0].label
-            fatal = f"{label}: the device has too little memory ({reason}); lower its --batch-size"
+        except Exception as error:
+            if is_device_lost(error):
+                end_process(error)
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            on_cpu = engine.device.type == "cpu"
+            place, more = ("the node", " or --extract-workers") if on_cpu else ("the GPU", "")
+            fatal = f"{wanted[0].label}: {place} has too little memory ({reason}); lower its --batch-size{more}"
     for label, extracted in made.items():
         row = with_features(row, label, extracted)
     return row, fatal

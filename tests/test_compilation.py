@@ -1,17 +1,38 @@
 """Whether a network is compiled: arithmetic on the plan, and what binds a partition of half precision."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from featlib.compilation import NOTHING, Asked, Work, asked, bf16_hint, decide, described, expected_rows, lines, settled
+from featlib import job
+from featlib.compilation import (
+    NOTHING,
+    Asked,
+    Work,
+    asked,
+    bf16_hint,
+    checked,
+    decide,
+    described,
+    expected_rows,
+    lines,
+    settled,
+    works,
+)
 from featlib.config import ExtractConfig, ModelConfig, extract_config, fingerprint
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.items import PlanItem
+from featlib.layout import Keys
+from featlib.plan import Plan
+from featlib.progress import SilentReporter
 from featlib.sampling import ClipSampling, FrameSampling
-from featlib.storage import StoreOptions
+from featlib.start import RayStart
+from featlib.storage import Store, StoreOptions
 
 AUTO = Asked("auto", "auto")
 MUCH, LITTLE = Work(1e6, 8e9, 2), Work(100, 8e9, 2)
@@ -100,11 +121,19 @@ def test_fp32_may_change_its_arithmetic_within_a_partition() -> None:
     assert found.semantics() == single.semantics()
 
 
-def test_layers_of_one_forward_pass_share_the_decision_of_the_first() -> None:
+@pytest.mark.parametrize("works", [{"a": MUCH, "b": LITTLE}, {"a": LITTLE, "b": MUCH}, {"b": MUCH}])
+def test_layers_of_one_forward_pass_are_decided_by_the_one_with_the_most_work(works: dict[str, Work]) -> None:
     two = [model(label="a"), model(label="b", layer="logits")]
-    found, _ = settled(two, AUTO, {}, {"a": MUCH, "b": LITTLE})
+    found, says = settled(two, AUTO, {}, works)
     assert [m.arithmetic for m in found] == ["compiled", "compiled"]
     assert found[0].trunk == found[1].trunk
+    assert says == dict.fromkeys("ab", "about 27.8 h of forward passes")
+
+
+def test_the_rows_of_one_layer_go_as_deep_as_the_other() -> None:
+    two = [model(label="a"), model(label="b", layer="layer1")]
+    _, says = settled(two, AUTO, {}, {"a": replace(LITTLE, flops=8e9), "b": replace(MUCH, flops=1e9)})
+    assert says == dict.fromkeys("ab", "about 27.8 h of forward passes")
 
 
 def test_what_is_never_compiled() -> None:
@@ -120,15 +149,36 @@ def test_the_record_of_a_partition_states_the_tolerance() -> None:
 
 
 def config(**settings: object) -> ExtractConfig:
-    models = [{"network": "resnet18"}]
+    models = [{"network": "resnet18", "weights": "random:0"}]
     return extract_config({"manifest": "m", "output": "o", "dataset": "d", "models": models, **settings})
 
 
 def test_gpus_run_no_compiled_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert asked(config(device="cuda", compile="on")) == Asked("off", "off")
+    for device in ("cuda", "auto"):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert asked(config(device=device, compile="on")) == Asked("off", "off", "it runs on a GPU")
     assert asked(config(device="cpu", compile="on")) == Asked("on", "on")
-    assert asked(config(ray_address="ray:6379")) == Asked("auto", "off")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert asked(config(device="auto", compile="on")) == Asked("on", "on")
+
+
+def test_what_the_user_never_said_is_not_given_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    both = [model(), model(label="half", precision="bf16")]
+    works = {"resnet18": MUCH, "half": MUCH}
+
+    def said(**settings: object) -> tuple[str, ...]:
+        return lines(*settled(both, asked(config(**settings)), {}, works))
+
+    on_gpu = ("resnet18: plain (it runs on a GPU)", "half: plain (it runs on a GPU)")
+    assert said(device="cuda") == said(device="cuda", compile="on") == on_gpu
+    off = ("resnet18: plain (--compile off)", "half: plain (--compile off)")
+    assert said(device="cuda", compile="off") == said(ray_address="ray:6379", compile="off") == off
+    assert said(ray_address="ray:6379") == (
+        "resnet18: compiled (about 27.8 h of forward passes)",
+        "half: plain (the cluster may have GPUs; --device cpu where it has none)",
+    )
 
 
 @pytest.mark.parametrize(("given", "read"), [(True, "on"), (False, "off"), ("auto", "auto")])
@@ -136,17 +186,90 @@ def test_yaml_reads_on_and_off_as_true_and_false(given: object, read: str) -> No
     assert config(compile=given).compile == read
 
 
+class _Items:
+    def shard(self, shard: int) -> list[PlanItem]:
+        return [PlanItem(f"{shard}-{i}", "a.mp4", end_s=10.0) for i in range(2)]
+
+
+NAMES = np.array([b"a", b"b", b"c", b"d"])
+PLAN = Plan((), NAMES, NAMES, np.array([0, 0, 1, 1], np.int32))
+
+
 def test_works_of_a_plan_are_those_of_its_open_items() -> None:
-    from featlib.compilation import works
-    from featlib.plan import Plan
-
-    class Items:
-        def shard(self, shard: int) -> list[PlanItem]:
-            return [PlanItem(f"{shard}-{i}", "a.mp4", end_s=10.0) for i in range(2)]
-
-    names = np.array([b"a", b"b", b"c", b"d"])
-    plan = Plan((), names, names, np.array([0, 0, 1, 1], np.int32))
     needs = {"resnet18": np.array([True, False, True, True])}
-    found = works([model()], needs, plan, Items(), 4)["resnet18"]  # type: ignore[arg-type]
-    assert (found.rows, found.cores) == (30.0, 4)
+    found = works([model()], needs, PLAN, _Items(), 4, {})["resnet18"]  # type: ignore[arg-type]
+    assert (found.rows, found.cores, found.is_kept) == (30.0, 4, False)
     assert found.flops == pytest.approx(3.6e9, rel=0.02)  # published: 1.81 G multiply-adds
+
+
+def test_what_is_kept_is_asked_for_all_layers_and_the_threads_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[tuple[list[str], int]] = []
+
+    def kept(models: Sequence[ResolvedModel], threads: int) -> bool:
+        looked_up.append(([m.layer for m in models], threads))
+        return threads == 4
+
+    monkeypatch.setattr("featlib.inference.is_probably_kept", kept)
+    three = [model(label="a"), model(label="b", layer="logits"), model(label="elsewhere", weights="random:1")]
+    needs = dict.fromkeys(("a", "b", "elsewhere"), np.ones(4, bool))
+    found = works(three, needs, PLAN, _Items(), 4, {"a": 4, "b": 4})  # type: ignore[arg-type]
+    assert looked_up == [(["penultimate", "logits"], 4)] * 2
+    assert {label: work.is_kept for label, work in found.items()} == {"a": True, "b": True, "elsewhere": False}
+
+
+@pytest.mark.parametrize("reason", ["", "there is no C++ compiler"])
+def test_what_is_tried_here_is_what_the_workers_will_look_for(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[list[str], int | None]] = []
+
+    class Trial:
+        def __init__(self, models: list[ResolvedModel], payload: bytes, *, threads: int | None, is_trial: bool) -> None:
+            assert is_trial
+            tried.append(([m.label for m in models], threads))
+            torch.set_num_threads(3)
+            self.notes = (f"{models[0].label}: not compiled: {reason}",) if reason else ()
+
+    monkeypatch.setattr("featlib.inference.Engine", Trial)
+    settings = {"precision": "bf16"}
+    models = [
+        model(label="single"),
+        *(replace(model(label=name, layer=layer, **settings), arithmetic="compiled")
+          for name, layer in (("begun", "penultimate"), ("new", "logits"))),
+        replace(model(label="old", weights="random:1", **settings), arithmetic="compiled"),
+        model(label="plain", weights="random:2", **settings),
+    ]  # fmt: skip
+    registered = {label: {"arithmetic": "compiled"} for label in ("begun", "old")}
+    says = {m.label: "much work" for m in models}
+    before = torch.get_num_threads()
+    found, said = checked(models, says, registered, StoreOptions(), {"begun": 2, "new": 2})
+    assert torch.get_num_threads() == before
+    assert tried == [(["begun", "new"], 2)]
+    assert [m.label for m in found] == [m.label for m in models]
+    changed = {m.label for m, was in zip(found, models, strict=True) if m != was}
+    assert changed == ({"new"} if reason else set())
+    assert said == says | ({"new": f"not compiled: {reason}"} if reason else {})
+
+
+class _Open:
+    """Plan minus published, where everything is open."""
+
+    needs = dict.fromkeys(("resnet18",), np.ones(4, bool))
+
+
+@pytest.mark.parametrize(("settings", "is_guessed"), [({"device": "cuda"}, False), ({"device": "cpu"}, True)])
+def test_work_is_guessed_only_where_something_may_be_compiled(
+    settings: dict[str, str], is_guessed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, int]] = []
+
+    def guessed(*arguments: object) -> dict[str, Work]:
+        given.append(arguments[-1])  # type: ignore[arg-type]
+        return {"resnet18": LITTLE}
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("featlib.compilation.works", guessed)
+    store, mine = Store(str(tmp_path)), config(extract_threads=3, **settings)
+    ray = RayStart(mine, (model(),), store)
+    _, said = job._settled(mine, store, Keys("d"), (model(),), PLAN, _Open(), ray, SilentReporter())  # type: ignore[arg-type]
+    assert given == [{"resnet18": 3}] * is_guessed
+    reason = "about 10 s of forward passes: too few to compile for" if is_guessed else "it runs on a GPU"
+    assert said == (f"resnet18: plain ({reason})",)

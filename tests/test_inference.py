@@ -143,12 +143,46 @@ def test_an_exception_costs_one_clip(squeezenet: OneModel) -> None:
         assert relative_l2(features[row], expected[row]) < 1e-5
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full")])
-def test_lack_of_memory_is_no_clips_fault(error: Exception) -> None:
+def _no_memory_on_this_cpu() -> Exception:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        MemoryError("full"),
+        _no_memory_on_this_cpu(),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_lack_of_memory_and_a_lost_device_are_no_clips_fault(error: Exception) -> None:
     pictures = PICTURES.copy()
     pictures[1] = 255
-    with pytest.raises(type(error), match="full"):
+    with pytest.raises(type(error)) as raised:
         failing(error).features(pictures, ONE_EACH)
+    assert raised.value is error
+
+
+def test_what_a_batch_gives_leaves_the_device_before_the_next(
+    squeezenet: OneModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit may have hundreds of batches of large maps; a GPU holds those of one."""
+    steps: list[str] = []
+    plain_cpu = torch.Tensor.cpu
+
+    def counted(values: torch.Tensor) -> torch.Tensor:
+        steps.append("leaves")
+        return plain_cpu(values)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    hook = squeezenet._module.register_forward_pre_hook(lambda _m, _a: steps.append("runs"))
+    squeezenet.features(PICTURES, ONE_EACH)
+    hook.remove()
+    assert steps == ["runs", "leaves"] * 3
 
 
 def test_values_that_are_not_finite_are_an_error_and_no_feature(squeezenet: OneModel) -> None:

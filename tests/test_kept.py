@@ -143,6 +143,40 @@ def test_room_is_made_by_what_was_not_used_for_longest(kept: Kept, monkeypatch: 
     assert [key for key in "abcd" if kept.find(key)] == ["a", "c", "d"]
 
 
+def test_what_killed_processes_left_goes_and_what_is_being_written_counts(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 350)
+    kept.keep("a", package(kept, bytes(100)))
+    os.utime(kept.folder / "a.json", (1, 1))
+    for name, age_s in (("old.pt2", 4000), ("young.pt2", 3000), ("old.tmp", 4000), ("young.tmp", 3000)):
+        (kept.folder / name).write_bytes(bytes(100))
+        os.utime(kept.folder / name, (time.time() - age_s,) * 2)
+    kept.keep("b", package(kept, bytes(100)))
+    assert kept.find("a") is not None, "300 bytes: the old package without a note is not among them"
+    left = {path.name for path in kept.folder.iterdir()}
+    assert left == {"a.pt2", "a.json", "b.pt2", "b.json", "young.pt2", "young.tmp"}
+    os.utime(kept.folder / "a.json", (1, 1))
+    kept.keep("c", package(kept, bytes(100)))
+    assert [key for key in "abc" if kept.find(key)] == ["b", "c"], "the young one counts"
+
+
+def test_a_home_that_cannot_be_looked_into_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /root for another user; root itself may look into everything."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Kept().mark("m")
+    assert module.is_marked("m")
+    plain_stat = os.stat
+
+    def refused(path: str | Path, **settings: bool) -> os.stat_result:
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain_stat(path, **settings)
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert not module.is_marked("m")
+
+
 def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not module.is_marked("m")

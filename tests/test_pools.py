@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from featlib.errors import ConfigError
@@ -33,6 +33,32 @@ def test_few_units_get_fewer_actors_of_more_threads() -> None:
     few, some, many = (pools.for_units(units).extract[0] for units in (3, 14, 24))
     assert [(p.workers, p.threads, p.num_cpus) for p in (few, some)] == [(1, 8, 8.0), (4, 2, 2.0)]
     assert many is pools.extract[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "shapes"),
+    [
+        (24, 3, [(8, 1), (8, 1)]),
+        (14, 3, [(4, 2), (4, 2)]),
+        (3, 1000, [(1, 8), (1, 8)]),
+        (9, 100, [(3, 2), (4, 2)]),
+    ],
+)
+def test_threads_that_an_earlier_pass_settled_stay(first: int, then: int, shapes: list[tuple[int, int]]) -> None:
+    pools = _plan(8, FRAME)
+    before = pools.for_units(first)
+    assert before.threads({"other"}) == {}
+    after = pools.for_units(then, before.threads({"cnn"}))
+    assert [(p.workers, p.threads) for p in (*before.extract, *after.extract)] == shapes
+    assert after.extract[0].num_cpus == after.extract[0].threads
+
+
+def test_threads_are_those_of_each_pool() -> None:
+    pools = _plan(32, BOTH, layout="separate")
+    assert [(p.workers, p.threads) for p in pools.extract] == [(8, 2), (8, 2)]
+    assert pools.for_units(12).threads(BOTH) == {"c3d": 4, "cnn": 4}
+    assert pools.for_units(12).threads({"c3d"}) == {"c3d": 4}
+    assert [p.threads for p in pools.for_units(3, {"c3d": 4}).extract] == [4, 16]
 
 
 def test_a_network_that_fills_the_memory_gets_fewer_actors_of_more_threads() -> None:
@@ -148,15 +174,44 @@ def test_what_cannot_fit_is_refused_in_one_line(machine: Machine, sizes: Sizes, 
 @given(
     cores=st.integers(1, 256),
     gpus=st.integers(0, 16),
-    clusters=st.booleans(),
-    layout=st.sampled_from(["auto", "together"]),
+    nodes=st.integers(0, 8),
+    layout=st.sampled_from(["auto", "together", "separate"]),
     kinds=st.sampled_from([FRAME, BOTH]),
+    memory_mb=st.none() | st.floats(1e3, 4e4),
+    network_mb=st.floats(0, 5e3),
+    passes=st.lists(st.integers(1, 2000), max_size=3),
 )
 def test_every_machine_with_room_gets_a_plan_that_fits(
-    cores: int, gpus: int, clusters: bool, layout: Any, kinds: dict[str, Kind]
+    cores: int,
+    gpus: int,
+    nodes: int,
+    layout: Any,
+    kinds: dict[str, Kind],
+    memory_mb: float | None,
+    network_mb: float,
+    passes: list[int],
 ) -> None:
-    cpus = float(max(cores, 2 * gpus + 4)) if clusters else None
-    pools = _plan(cores, kinds, cpus=cpus, gpus=gpus, layout=layout)
+    """``nodes`` is 0 where featlib starts Ray itself; each of ``passes`` keeps the threads of the one before."""
+    assume(layout != "separate" or gpus != 1 or kinds is FRAME)  # refused
+    cpus = float(max(nodes * cores, 2 * gpus + 4)) if nodes else None
+    machine = Machine(cores, cpus, gpus, memory_mb)
+    planned = plan_pools(machine, Sizes(layout=layout), kinds, network_mb=dict.fromkeys(kinds, network_mb))
+    assert len(planned.extract) == len(kinds) or layout != "separate"
+    if memory_mb is not None and not gpus:
+        mb = [-(-p.workers // machine.nodes) * (1000 + 4 * network_mb * len(p.labels)) for p in planned.extract]
+        assert sum(mb) <= memory_mb / 2 or all(p.threads == p.most_threads for p in planned.extract)
+    _check_fits(planned, kinds, gpus, cpus)
+    threads: dict[str, int] = {}
+    for num_units in passes:
+        pools = planned.for_units(num_units, threads)
+        _check_fits(pools, kinds, gpus, cpus)
+        assert all(p.threads <= cores for p in pools.extract)
+        if threads:
+            assert pools.threads(kinds) == threads
+        threads = pools.threads(kinds)
+
+
+def _check_fits(pools: Pools, kinds: dict[str, Kind], gpus: int, cpus: float | None) -> None:
     assert pools.decode_workers >= 1
     assert sorted(label for p in pools.extract for label in p.labels) == sorted(kinds)
     assert all(p.workers >= 1 and p.threads >= 1 for p in pools.extract)

@@ -100,6 +100,28 @@ def test_a_frame_on_which_the_detector_fails_costs_itself_alone(detector: Resolv
     assert (len(nothing.features), nothing.errors) == (0, {0: "ValueError: no such frame"})
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+        torch.OutOfMemoryError("full"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_lack_of_memory_and_a_lost_device_are_no_frames_fault(detector: ResolvedModel, error: Exception) -> None:
+    engine = RegionEngine([detector], payload(detector, OPTIONS))
+
+    def failing(images: torch.Tensor) -> Any:
+        raise error
+
+    engine._detector = failing  # type: ignore[assignment]
+    with pytest.raises(type(error)) as raised:
+        engine.run(frames(), np.array([[0], [2]]))
+    assert raised.value is error
+
+
 def test_weights_that_are_no_numbers_are_refused_and_values_that_are_none_cost_the_frame(
     detector: ResolvedModel, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from featlib.arrays import Extracted
@@ -141,15 +142,17 @@ def test_what_comes_later_fills_units_as_this_one_was_filled(folder: Path) -> No
 
 def test_a_long_item_is_cut_into_segments_that_come_later(folder: Path) -> None:
     worker = _here(FRAMES, Limits(unit_bytes=2 * 32 * 32 * 3))
-    first = worker(_row(folder, "a.mp4", labels=("cnn",)))
+    first = worker(_row(folder, "a.mp4", labels=("cnn",), attempt=3))
     units = [unit_from_row(u) for u in json.loads(first["later"][0].as_py())]
     n = units[0].n
     assert n >= 2
     assert [(u.k, u.n, u.shard) for u in units] == [(k, n, 4) for k in range(1, n)]
+    assert {u.items[0].attempt for u in units} == {1}, "none of them was tried before"
     rows = [first, *(worker(units_table([u], 0)) for u in units)]
     indices = [i for row in rows for i in clips_of(row, "cnn").field("clip_index").to_pylist()]
     assert indices == [0, 1, 2, 3]
     assert [(reports_of(row)[0].segment.k, reports_of(row)[0].segment.n) for row in rows] == [(k, n) for k in range(n)]
+    assert [reports_of(row)[0].attempts for row in rows] == [3] + [1] * (n - 1)
 
 
 class _Failing:
@@ -223,6 +226,69 @@ def test_a_unit_may_want_fewer_of_the_models_that_share_a_forward(folder: Path, 
     assert table is not None
     assert table["model"].to_pylist() == ["new", "new"]
     assert [len(row) for row in table["labels"].to_pylist()] == [2, 2]
+
+
+class _Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+def _fails(
+    monkeypatch: pytest.MonkeyPatch, model: ResolvedModel, error: Exception, device: str = "cpu"
+) -> ExtractWorker:
+    """A worker whose network raises; the end of its process is an exception."""
+
+    def run(*_: object) -> None:
+        raise error
+
+    def ended(status: int) -> None:
+        raise _Ended(status)
+
+    worker = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
+    monkeypatch.setattr(worker._engines[0], "run", run)
+    monkeypatch.setattr(worker._engines[0], "device", torch.device(device))
+    monkeypatch.setattr("featlib.faults.os._exit", ended)
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("error", "device", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "cuda", "the GPU has too little memory (CUDA out of memory.)"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "cuda", "the GPU has too little memory (CUDA error: "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu", "the node has too little memory (Default"),
+        (MemoryError(), "cpu", "the node has too little memory (MemoryError)"),
+    ],
+)
+def test_lack_of_memory_stops_the_job_and_blames_no_item(
+    folder: Path,
+    model: ResolvedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    device: str,
+    says: str,
+) -> None:
+    row = _here(model.want)(_row(folder, "b.mp4", labels=("cnn",)))
+    failing = _fails(monkeypatch, model, error, device)
+    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(failing(row))
+    said = json.loads(result["stats"][0].as_py())["fatal"]
+    assert said.startswith(f"cnn: {says}")
+    assert said.endswith("; lower its --batch-size" + " or --extract-workers" * (device == "cpu"))
+    assert json.loads(result["finished"][0].as_py()) == []
+    assert Store(str(tmp_path)).list("") == []
+
+
+def test_a_lost_device_ends_the_process_so_that_ray_starts_another(
+    folder: Path, model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = _here(model.want)(_row(folder, "b.mp4", labels=("cnn",)))
+    lost = _fails(monkeypatch, model, torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    with pytest.raises(_Ended) as ended:
+        lost(row)
+    assert ended.value.args == (1,)
+    other = _fails(monkeypatch, model, ZeroDivisionError("a defect"))
+    with pytest.raises(ZeroDivisionError):
+        other(row)
 
 
 def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, folder: Path, tmp_path: Path) -> None:

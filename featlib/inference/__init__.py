@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from featlib.extractors.resolve import ResolvedModel
-from featlib.inference.engine import Engine, default_batch_size
+from featlib.inference.engine import Engine, default_batch_size, is_probably_kept
 from featlib.inference.inputs import Normalisation
-from featlib.inference.prepared import exact_arithmetic, in_best_format, is_probably_kept
+from featlib.inference.prepared import exact_arithmetic, in_best_format
 from featlib.inference.regions import RegionEngine
 
 __all__ = [

@@ -6,9 +6,11 @@ reads, the processor and torch. A network whose code or weights changed is anoth
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +36,9 @@ FASTER = 1.03
 
 _ROUNDS = 2
 _FAILED_S = 900.0
-"""For so long a failure of the compiler is believed without trying."""
+"""For so long a failure of the compiler, or of what it made, is believed without trying."""
+_SLOW_S = 86_400.0
+"""For so long a measurement of its speed, which other work on the machine may have spoilt."""
 
 
 class NotCompiledError(FeatlibError):
@@ -141,13 +145,13 @@ def _made(
         try:
             with _compilers_folder(kept, building) as inductor:
                 package = _compiled_package(program, building, inductor, candidate.threads)
+            run = _loaded(package)
+            reason, is_slow = _why_not(candidate, run)
         except NotCompiledError as error:  # whoever waits for the lock would try the same now
             kept.refuse(key, str(error), for_s=_FAILED_S)
             raise
-        run = _loaded(package)
-        reason, is_slow = _why_not(candidate, run)
         if reason:
-            kept.refuse(key, reason, is_slow=is_slow)
+            kept.refuse(key, reason, is_slow=is_slow, for_s=_SLOW_S if is_slow else math.inf)
             raise NotCompiledError(reason)
         kept.keep(key, package)
         return run
@@ -206,7 +210,17 @@ def _complaint(text: str, status: int) -> str:
     named = [line for line in lines if not line.startswith(("File ", "Traceback", "^")) and "Error" in line]
     if any("InvalidCxxCompiler" in line or "No working C++ compiler" in line for line in lines):
         return "there is no C++ compiler; install g++"
-    return f"compiling failed ({(named or lines or [f'exit status {status}'])[-1][:200]})"
+    said = (named or lines or [""])[-1][:200]
+    if status < 0:  # what it said before is another story
+        said = f"ended by {_signal_name(-status)}" + f"; it said last: {said}" * bool(said)
+    return f"compiling failed ({said or f'exit status {status}'})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager
@@ -242,7 +256,7 @@ def _why_not(candidate: Candidate, run: Callable[[Tensor], Sequence[Tensor]]) ->
     """Why machine code is not to be used, and whether only because it is slow; empty when it is right and worth it.
 
     Raises:
-        NotCompiledError: It could not be tried; the next one may.
+        NotCompiledError: It could not be tried.
     """
     try:
         with torch.inference_mode():

@@ -1,6 +1,7 @@
 """One engine for all networks: uint8 frames in, float32 features out, in batches of one fixed shape."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ from featlib.arrays import Extracted, Flow, Ints, Stretches, UInt8
 from featlib.extractors.build import build, mean_volume
 from featlib.extractors.probe import input_shape
 from featlib.extractors.resolve import ResolvedModel
+from featlib.faults import is_of_no_clip
 from featlib.inference.inputs import FlowClips, Loaded, Normalisation, PixelClips
-from featlib.inference.prepared import autocast, exact_arithmetic, prepared
+from featlib.inference.kept import is_marked
+from featlib.inference.prepared import autocast, exact_arithmetic, mark, prepared
 
 Features = npt.NDArray[np.float32]
 
@@ -24,8 +27,6 @@ _BATCH_PIXELS = {"cpu": 8 * 224 * 224, "cuda": 64 * 224 * 224}
 # batches of 2, 4, 8 and 16, R3D-18 through 2.77, 2.83 and 2.81 clips in batches of 1, 2 and 4 (bf16).
 _COMPILED_PIXELS = 4 * 224 * 224
 _MOST_IN_BATCH = 256
-FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
-"""What no clip is to blame for."""
 
 
 def default_batch_size(resolved: ResolvedModel, device: str) -> int:
@@ -34,6 +35,19 @@ def default_batch_size(resolved: ResolvedModel, device: str) -> int:
     is_compiled = resolved.arithmetic == "compiled" and device == "cpu"
     budget = _COMPILED_PIXELS if is_compiled else _BATCH_PIXELS["cuda" if device.startswith("cuda") else "cpu"]
     return max(1, min(_MOST_IN_BATCH, budget // (resolved.frames * height * width)))
+
+
+def layers_of(models: Sequence[ResolvedModel]) -> list[str]:
+    """What one forward pass gives for all models that share it."""
+    wanted = [m.layer for m in models] + ["logits"] * any(m.top_k for m in models)
+    return list(dict.fromkeys(wanted))
+
+
+def is_probably_kept(models: Sequence[ResolvedModel], threads: int) -> bool:
+    """Whether this machine has compiled the network of models that share a forward pass before, for so many threads."""
+    first = replace(models[0], arithmetic="compiled")
+    batch_size = first.batch_size or default_batch_size(first, "cpu")
+    return is_marked(mark(first, layers_of(models), batch_size, threads))
 
 
 def one_line(error: Exception) -> str:
@@ -78,8 +92,7 @@ class Engine:
         first = self._first = models[0]
         self.batch_size = batch_size or first.batch_size or default_batch_size(first, device)
         self._normalise = Normalisation(first.input, self.device, mean_volume(payload))
-        wanted = [m.layer for m in models] + ["logits"] * any(m.top_k for m in models)
-        self._layers = list(dict.fromkeys(wanted))
+        self._layers = layers_of(models)
         ready = prepared(
             first, lambda: build(first, payload, self._layers), self._example, self.device, is_trial=is_trial
         )
@@ -109,7 +122,7 @@ class Engine:
 
         Raises:
             ValueError: The arrays are not of the model's size.
-            torch.OutOfMemoryError: The batch does not fit the device; no clip is to blame.
+            Exception: For which no clip is to blame (``featlib.faults``): the batch does not fit, the GPU is lost.
         """
         stretches = frames if isinstance(frames, Stretches) else Stretches((frames,))
         self._check(stretches, frame_idx)
@@ -157,9 +170,9 @@ class Engine:
         """Values of one batch; when the network raises, of each clip that goes through alone."""
         try:
             yield rows, self._forward(loaded, rows)
-        except FATAL:
-            raise
-        except Exception as error:  # noqa: BLE001 — each becomes the clip's error below
+        except Exception as error:
+            if is_of_no_clip(error):
+                raise
             if len(rows) == 1:
                 errors.setdefault(rows.start, one_line(error))
                 return
@@ -170,7 +183,7 @@ class Engine:
         filled = np.minimum(np.arange(rows.start, rows.start + self.batch_size), rows.stop - 1)
         with torch.inference_mode(), exact_arithmetic(self.device), autocast(self._precision, self.device):
             outputs: tuple[Tensor, ...] = self._module(loaded.batch(filled))
-            return tuple(values[: len(rows)].float().flatten(1) for values in outputs)
+            return tuple(values[: len(rows)].float().flatten(1).cpu() for values in outputs)
 
     def _extracted(self, model: ResolvedModel, values: dict[str, Features], errors: dict[int, str]) -> Extracted:
         mine, features = dict(errors), values[model.layer].copy()
@@ -196,7 +209,7 @@ def _gathered(count: int, parts: Sequence[tuple[range, Tensor]]) -> Features:
     width = parts[0][1].shape[1] if parts else 0
     gathered = np.zeros((count, width), np.float32)
     for rows, values in parts:
-        gathered[rows.start : rows.stop] = values.cpu().numpy()
+        gathered[rows.start : rows.stop] = values.numpy()
     return gathered
 
 

@@ -21,13 +21,13 @@ from tempfile import mkstemp
 from featlib.errors import FeatlibError
 
 MOST_BYTES = 4 << 30
-"""Of all entries together; beyond it those that were not used for longest go."""
+"""Of all packages together; beyond it those that were not used for longest go."""
 
 BUILDING = ".build"
 """Ending of a folder in which an entry is made."""
 
-_DAY_S = 86_400.0
-_PACKAGE, _NOTE, _LOCK = ".pt2", ".json", ".lock"
+_DAY_S, _HOUR_S = 86_400.0, 3600.0
+_PACKAGE, _NOTE, _LOCK, _UNDER_WAY = ".pt2", ".json", ".lock", ".tmp"
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -57,8 +57,8 @@ def default_folder() -> Path:
 
 
 def is_marked(name: str) -> bool:
-    """Whether ``Kept.mark`` was called with ``name``; makes no folder."""
-    return (default_folder() / f"{name}.mark").exists()
+    """Whether ``Kept.mark`` was called with ``name``, as far as this user can see; makes no folder."""
+    return os.path.exists(default_folder() / f"{name}.mark")  # Path.exists raises where the home cannot be looked into
 
 
 class Kept:
@@ -134,7 +134,7 @@ class Kept:
         return self.folder / f"{key}{ending}"
 
     def _note(self, key: str, said: dict[str, object]) -> None:
-        descriptor, temporary = mkstemp(dir=self.folder, suffix=".tmp")
+        descriptor, temporary = mkstemp(dir=self.folder, suffix=_UNDER_WAY)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(said, file)
         os.replace(temporary, self._path(key, _NOTE))
@@ -146,15 +146,24 @@ class Kept:
         """
         notes = sorted(self.folder.glob(f"*{_NOTE}"), key=lambda note: note.stat().st_mtime, reverse=True)
         for left in self.folder.glob(f"*{BUILDING}"):
-            if time.time() - left.stat().st_mtime > _DAY_S:
+            if _age_s(left) > _DAY_S:
                 shutil.rmtree(left, ignore_errors=True)
-        total = 0
+        # What has no note yet: another process may be about to write it.
+        bare = [p for p in self.folder.glob(f"*{_PACKAGE}") if not p.with_suffix(_NOTE).exists()]
+        for left in (*bare, *self.folder.glob(f"*{_UNDER_WAY}")):
+            if _age_s(left) > _HOUR_S:
+                left.unlink(missing_ok=True)
+        total = sum(package.stat().st_size for package in bare if package.exists())
         for note in notes:
             package = note.with_suffix(_PACKAGE)
             total += package.stat().st_size if package.exists() else 0
             if total > MOST_BYTES and note.stem != key:
                 note.unlink(missing_ok=True)
                 package.unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _is_mine(path: Path, kind: int) -> bool:

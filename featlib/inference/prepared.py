@@ -13,7 +13,7 @@ from featlib.extractors.layers import Cut
 from featlib.extractors.resolve import ResolvedModel
 from featlib.inference.compiled import Candidate, NotCompiledError, compiled
 from featlib.inference.folding import fold_batch_norm
-from featlib.inference.kept import Kept, NotKeptError, is_marked
+from featlib.inference.kept import Kept, NotKeptError
 from featlib.spec import FP32_TOLERANCE, InputSpec
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,12 +76,13 @@ def prepared(
         NotCompiledError: The partition's other rows are of a compiled network of half precision, and here it cannot
             be compiled: rows of another arithmetic would not equal them.
     """
-    plain = in_best_format(build(), model.input, device)
+    cut = build()
+    plain, layers = in_best_format(cut, model.input, device), cut.layers
     if model.arithmetic == "plain" or model.input.crop is None:
         return Prepared(plain, model.precision)
     if device.type != "cpu":
         _check_may_fall_back(model, "it runs on a GPU", is_trial=is_trial)
-        return Prepared(plain, model.precision)
+        return Prepared(plain, model.precision, f"{model.label}: not compiled: it runs on a GPU")
     batch = example()
     try:
         module = _candidate(model, build())
@@ -90,7 +91,7 @@ def prepared(
         must_pay = is_trial or model.precision == "fp32"
         made = compiled(Candidate(module, cast, run, strays, torch.get_num_threads(), must_pay))
         with suppress(NotKeptError, OSError):
-            Kept().mark(_mark(model))
+            Kept().mark(mark(model, layers, len(batch), torch.get_num_threads()))
         return Prepared(made, "fp32")
     except Exception as error:  # noqa: BLE001 - a network's own code is traced and torch raises what it likes
         reason = str(error) if isinstance(error, NotCompiledError) else f"{type(error).__name__}: {error}"
@@ -99,14 +100,11 @@ def prepared(
         return Prepared(plain, model.precision, f"{model.label}: not compiled: {reason}")
 
 
-def is_probably_kept(model: ResolvedModel) -> bool:
-    """Whether this machine has compiled the network before, as far as that can be told without building it."""
-    return is_marked(_mark(model))
-
-
-def _mark(model: ResolvedModel) -> str:
-    made_of = (model.network, model.weights_sha256, model.settings, model.precision, model.frames, model.batch_size)
-    return hashlib.sha256(repr((*made_of, torch.__version__)).encode()).hexdigest()
+def mark(model: ResolvedModel, layers: Sequence[str], batch_size: int, threads: int) -> str:
+    """A name for what is compiled, of what can be told without building it."""
+    made_of = (model.network, model.weights_sha256, model.settings, model.precision, model.frames, model.input.crop)
+    run_as = (tuple(layers), batch_size, threads, torch.__version__)
+    return hashlib.sha256(repr((made_of, run_as)).encode()).hexdigest()
 
 
 def _check_may_fall_back(model: ResolvedModel, reason: str, *, is_trial: bool) -> None:

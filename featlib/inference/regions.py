@@ -11,7 +11,8 @@ from featlib.arrays import Extracted, Floats, Flow, Ints, Stretches, UInt8
 from featlib.extractors.build import build_detector
 from featlib.extractors.resolve import ResolvedModel
 from featlib.extractors.weights import split_payloads
-from featlib.inference.engine import FATAL, Engine, one_line
+from featlib.faults import is_of_no_clip
+from featlib.inference.engine import Engine, one_line
 from featlib.inference.inputs import uploaded
 from featlib.inference.prepared import autocast, exact_arithmetic
 from featlib.models.detection import Regions
@@ -53,7 +54,7 @@ class RegionEngine:
             frame_idx: (num_frames, 1), rows of ``frames``.
 
         Raises:
-            torch.OutOfMemoryError: A frame does not fit the device.
+            Exception: For which no frame is to blame (``featlib.faults``).
         """
         errors: dict[int, str] = {}
         found: dict[int, Regions] = {}
@@ -73,9 +74,9 @@ class RegionEngine:
         try:
             with torch.inference_mode(), exact_arithmetic(self.device), autocast(self._first.precision, self.device):
                 found.update(zip(clips.tolist(), self._detector(images), strict=True))
-        except FATAL:
-            raise
-        except Exception as error:  # noqa: BLE001 — each becomes the frame's error
+        except Exception as error:  # each becomes the frame's error
+            if is_of_no_clip(error):
+                raise
             if len(rows) == 1:
                 errors[int(clips[0])] = one_line(error)
                 return

@@ -5,7 +5,6 @@ interpreter, never by fork of the parent and never through the parent's main scr
 """
 
 import ctypes
-import errno
 import os
 import resource
 import select
@@ -19,6 +18,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from featlib.faults import is_out_of_memory
 from featlib.media.limits import Limits
 from featlib.media.wire import SharedPixels, receive, send
 from featlib.spec import Decoded, MediaFacts
@@ -30,7 +30,6 @@ _KEPT_PART = 16  # of the memory limit, that pixels of one item may leave to the
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes for the second
-_NO_MEMORY = ("can't allocate memory", "bad_alloc")
 # What libav says of a file when one of its own allocations failed: not ENOMEM but that the data are bad.
 _LOOKS_DAMAGED = ("corrupt", "no_frames", "no_video_stream", "truncated", "unknown_format", "unsupported_codec")
 _libc = ctypes.CDLL(None)
@@ -158,17 +157,10 @@ def _answer(
         _send_decoded(sock, decoded, pixels, is_full)
     except (BrokenPipeError, ConnectionResetError):
         raise
-    except MemoryError:
-        send(sock, ("out_of_memory", None))
     except Exception as error:  # noqa: BLE001 - becomes the item's outcome, internal_error
-        send(sock, ("out_of_memory", None) if _is_out_of_memory(error) else ("internal_error", _where(error)))
+        send(sock, ("out_of_memory", None) if is_out_of_memory(error) else ("internal_error", _where(error)))
     finally:
         pixels.release()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also what mapping memory and torch raise instead of a MemoryError."""
-    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _is_memory_used_up(limits: Limits, facts: MediaFacts) -> bool:

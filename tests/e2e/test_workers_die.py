@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 import featlib
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import check_same_rows, features_by_key
+from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -75,3 +76,18 @@ def test_an_actor_that_is_killed_loses_and_doubles_nothing(undisturbed: Path, tm
         assert killed.is_set()
     assert summary.media == {"ok": 8}
     check_same_rows(features_by_key(tmp_path), features_by_key(undisturbed))
+
+
+def test_a_lost_device_costs_the_item_over_which_it_was_lost(ray_cluster: str, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(6):
+        level = 255 if i == 2 else 40 * i
+        Image.new("RGB", (48, 40), (level, level, level)).save(pictures / f"{i}.png")
+    settings = {"manifest": [str(pictures)], "output": str(tmp_path / "out"), "dataset": "d", **POOLS}
+    models = [{"network": "tests.e2e.poisoned:net", "weights": "random:0"}]
+    featlib.extract(featlib.ExtractConfig(models=models, unit_items=1, compile="off", max_failed=1.0, **settings))
+    ended = {Path(row["uri"]).name: row for row in plain_glob(tmp_path / "out", "outcomes")}
+    assert {name: row["error_class"] for name, row in ended.items() if row["status"] != "ok"} == {
+        "2.png": "worker_died"
+    }

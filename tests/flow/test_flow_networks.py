@@ -20,7 +20,7 @@ from featlib.inference import Engine
 from featlib.items import ItemReport
 from featlib.spec import Clip, Decoded, MediaFacts, Segment
 from featlib.storage import StoreOptions
-from featlib.unit import UnitBuilder, flow_of
+from featlib.unit import UnitBuilder, flow_of, json_column
 from tests.flow.plain_stack import clipped, quantised, stacked
 from tests.flow.textures import moving
 
@@ -212,6 +212,44 @@ def test_models_share_one_computation_and_broken_frames_cost_their_clips_alone()
     assert flow.pairs.tolist() == [[0, 1], [1, 2], [2, 2]]
     assert flow.values.shape == (3, 224, 224, 2)
     assert "4 rows" in flow.missing
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), False),
+        (MemoryError("full"), False),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+    ],
+)
+def test_no_pair_is_blamed_for_lack_of_memory_or_a_lost_device(
+    error: Exception, is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    class Failing:
+        def flows(self, frames: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+            raise error
+
+    def ended(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr("featlib.faults.os._exit", ended)
+    kind = two_stream(label="a").input.flow_spec
+    assert kind is not None
+    worker = FlowWorker(FlowPoolSpec({kind: ("a",)}, "cpu", 1, ()), {kind: b""})
+    worker._estimators[kind] = Failing()  # type: ignore[assignment]
+    builder = UnitBuilder(0, 0, {"a": kind.pixels.key})
+    pixels = {kind.pixels.key: np.zeros((3, 250, 300, 3), np.uint8)}
+    clips = {"a": (Clip(0, 0.0, 1.0, (), 0, (0, 1, 2, 2)),)}
+    builder.add(report_of(250), Decoded(Segment(0, 1), "ok", MediaFacts(), frames=pixels, clips=clips))
+    if is_lost:
+        with pytest.raises(Ended):
+            worker(builder.row([], {}))
+    else:
+        stats = json_column(worker(builder.row([], {})), "stats")
+        assert f"--flow dis: the device has too little memory ({error})" in stats["fatal"]
 
 
 def report_of(height: int) -> ItemReport:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from featlib import resize
 from featlib.crop_resize import Crop, quick
 from featlib.resize import resized
 from featlib.spec import PixelSpec
@@ -78,3 +79,23 @@ def test_the_twentieth_frame_of_a_size_is_resized_like_the_first(spec: PixelSpec
         later = [resized(frame, spec) for frame in frames]
     for before, after in zip(first, later, strict=True):
         assert np.array_equal(before, after)
+
+
+@NEEDS_FMA
+@pytest.mark.parametrize("spec", [IMAGE, VIDEO])
+@pytest.mark.parametrize("size", [(240, 320), (405, 720)])
+def test_from_the_sixteenth_frame_on_the_quick_way_is_taken(
+    spec: PixelSpec, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plainly: list[np.ndarray] = []
+    expected = Crop.expected
+
+    def counted(crop: Crop, frame: np.ndarray) -> torch.Tensor:
+        plainly.append(frame)
+        return expected(crop, frame)
+
+    monkeypatch.setattr(Crop, "expected", counted)
+    resize._geometry.cache_clear()
+    first, *_, last = [resized(_frames(*size)[0], spec) for _ in range(40)]
+    assert len(plainly) == 15 + 1  # and the noise on which the quick way is tried
+    assert np.array_equal(first, last)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification, VideoClassification
+from torchvision.transforms.functional import resize
 
 from featlib.resize import fitted, output_size, resized
 from featlib.spec import Interpolation, PixelSpec
@@ -81,4 +82,7 @@ def test_a_crop_larger_than_the_frame_is_filled_with_black() -> None:
 def test_frames_of_another_size_are_fitted() -> None:
     frame = _frame(40, 60)
     assert fitted(frame, 40, 60) is frame
-    assert fitted(frame, 20, 30).shape == (20, 30, 3)
+    planes = torch.from_numpy(frame).permute(2, 0, 1)
+    for size in ((20, 30), (20, 50), (61, 47)):
+        expected = resize(planes, list(size), antialias=True)
+        assert torch.equal(torch.from_numpy(fitted(frame, *size)).permute(2, 0, 1), expected)

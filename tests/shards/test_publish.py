@@ -106,6 +106,20 @@ def test_outcomes_hold_what_was_learned(store: Store) -> None:
     assert {k: rows["v1"][k] for k in bad} == bad
 
 
+@pytest.mark.parametrize("attempts", [(3, 1), (1, 2)])
+def test_attempts_of_a_long_item_are_those_of_the_segment_that_took_most(
+    store: Store, attempts: tuple[int, int]
+) -> None:
+    """Each segment counts its own tries from 1."""
+    planned(store, ["v0"])
+    for k, tries in enumerate(attempts):
+        staged(store, f"r-{k}", [Item("v0", clips=(k,), k=k, n=2, attempts=tries)])
+    publish(store)
+    assert {k: _outcomes(store)["v0"][k] for k in ("status", "num_rows", "attempts")} == {
+        "status": "ok", "num_rows": 2, "attempts": max(attempts),
+    }  # fmt: skip
+
+
 def test_attempts_add_up_over_rounds(store: Store) -> None:
     planned(store, ["v0"])
     for round_ in range(3):

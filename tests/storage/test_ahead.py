@@ -57,6 +57,58 @@ def test_what_comes_next_is_fetched_while_the_first_is_used() -> None:
     reads.close()
 
 
+def test_no_more_than_two_pieces_are_fetched_ahead_and_none_behind_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_module, "PIECE_BYTES", 1000)
+    store = Counting()
+    reads = AnnouncedReads(store, SIZE)
+    pieces = [(start, start + 1000) for start in range(0, 10_000, 1000)]
+    reads.expect([(0, 10_000)])
+    for at in (0, 3, 4, 9):
+        assert reads.read(pieces[at][0], pieces[at][1]) == DATA[slice(*pieces[at])]
+        held = dict(reads._fetched)
+        assert sorted(held) == [i for i in (at, at + 1, at + 2) if i < 10]
+        for future in held.values():
+            future.result(60)  # now nothing is under way
+        assert max(store.ranges) == pieces[max(held)]
+    reads.close()
+
+
+class Held:
+    """A store whose answers wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.asked, self.answered, self.may_answer = list[int](), list[int](), threading.Event()
+        self.both_asked = threading.Semaphore(0)
+
+    def __call__(self, start: int, stop: int) -> bytes:
+        self.asked.append(start)
+        self.both_asked.release()
+        self.may_answer.wait(60)
+        self.answered.append(start)
+        return DATA[start:stop]
+
+
+@pytest.mark.parametrize("how", ["expect", "close"])
+def test_what_nobody_waits_for_any_more_is_not_fetched(how: str) -> None:
+    store = Held()
+    reads = AnnouncedReads(store, SIZE)
+    reads.expect([(0, 10), (100_000, 100_010), (200_000, 200_010)])  # two under way, one behind them
+    threads = reads._threads
+    assert threads is not None
+    for _ in range(ahead_module.PIECES_AHEAD):
+        assert store.both_asked.acquire(timeout=60)
+    if how == "expect":
+        reads.expect([(300_000, 300_010)])
+    else:
+        reads.close()
+    assert store.answered == [], "it does not wait for what is under way"
+    store.may_answer.set()
+    if how == "expect":
+        assert reads.read(300_000, 300_010) == DATA[300_000:300_010]
+    threads.shutdown(wait=True)
+    assert sorted(store.asked) == [0, 100_000] + [300_000] * (how == "expect")
+
+
 def test_reads_across_and_outside_of_the_ranges_agree_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead_module, "PIECE_BYTES", 50_000)
     reads = AnnouncedReads(Counting(), SIZE)
