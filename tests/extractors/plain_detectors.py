@@ -80,11 +80,11 @@ def lively(name: str) -> Mapping[str, Tensor]:
     Left alone, a random detector gives each class the same small probability.
     """
     torch.manual_seed(3)
-    whole = get_model(name, weights=None, weights_backbone=None)
-    weights = whole.state_dict()  # of all parts, shared with those that are changed below
-    network = shrink(without_masks(whole.eval()))
-    images = pictures()
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # whoever asks first, others may load them
+        whole = get_model(name, weights=None, weights_backbone=None)
+        weights = whole.state_dict()  # of all parts, shared with those that are changed below
+        network = shrink(without_masks(whole.eval()))
+        images = pictures()
         for convolution in _followed_by_norm(network):
             convolution.weight.mul_(0.05)
         _settle_norms(network, images)
