@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,9 +163,14 @@ def session_of(pid: int) -> int | None:
 
 def wait_until_up(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_S
+    request = urllib.request.Request(f"{head.address}/api/jobs/")
+    request.add_header("Authorization", f"Bearer {head.environment.get('RAY_AUTH_TOKEN', '')}")
     while time.monotonic() < deadline and process.poll() is None:
-        if head.run("list", "--address", head.address).returncode == 0:
+        try:
+            urllib.request.urlopen(request, timeout=10).close()
             return
+        except OSError:
+            time.sleep(0.2)
     pytest.fail(f"the Ray head did not come up:\n{log.read_text()[-2000:]}")
 
 
