@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.servers.swift import SwiftServer, has_swift
-from tests.servers.swift import user_environment as keys
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +25,3 @@ def s3_env(s3_server: SwiftServer) -> Iterator[SwiftServer]:
         for name, value in s3_server.environment().items():
             patch.setenv(name, value)
         yield s3_server
-
-
-@pytest.fixture
-def user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys that every server of the tests takes, and no endpoint."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in keys().items():
-        monkeypatch.setenv(name, value)
