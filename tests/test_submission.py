@@ -1,5 +1,5 @@
-"""What `featlib submit` refuses before it asks a cluster, and how it follows a job when connections break; the rest is in
-tests/cluster."""
+"""What `featlib submit` refuses before it asks a cluster, and how it follows a job through broken connections; the
+rest is in tests/cluster."""
 
 import asyncio
 import signal
