@@ -37,12 +37,12 @@ def torture(folder: Path, total: int, first_seed: int) -> Tally:
             started = time.monotonic()
             decoded = process.decode(item, _WANTS, Segment(0, 0))
             took_s = time.monotonic() - started
-            wrong = _wrong(decoded, took_s)
+            tally.add(f"mutants --seed {seed} --kills 1 ({ending})", 1, _wrong(decoded, took_s))
             if seed % len(files) == seed // len(files) % len(files):  # once in a round, of another kind each round
                 item = MediaItem("sound", str(source), None, None)
                 decoded = process.decode(item, _WANTS, Segment(0, 0))
-                wrong += _unlike(decoded, at_first.setdefault(ending, decoded))
-            tally.add(f"mutants --seed {seed} --kills 1 ({ending})", 1, wrong)
+                wrong = _unlike(decoded, at_first.setdefault(ending, decoded))
+                tally.add(f"mutants --seed {first_seed} --kills {seed - first_seed + 1} ({ending})", 0, wrong)
     return tally
 
 
