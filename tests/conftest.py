@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.swift import has_swift
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 # Jobs in processes of their own join the session's Ray, so they must know its token.
@@ -72,7 +74,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
 
     from featlib.nodes import start_local_ray
 
-    if any("s3_env" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    if has_swift() and any("s3_env" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("s3_env")  # Ray's workers have the environment of the moment at which Ray started
     address = start_local_ray(num_cpus=6, object_store_mb=400)
     yield address

@@ -1,6 +1,9 @@
-"""The notebook runs from top to bottom over the output of a real job, and its stored outputs are of this notebook."""
+"""The notebook runs from top to bottom over the output of a real job, and its stored outputs are of this notebook. The
+demo, whose output it is, and the scripts in ``jobs`` over that output."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,14 @@ import nbformat
 import pytest
 
 import featlib
+from featlib.cli import cli
 from featlib.config import extract_config
+from featlib.extract_options import job_values
 from featlib.media.samples import make_samples
+from jobs import demo
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "first_look.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "first_look.ipynb"
 SAID = re.compile(r"(\d+) of (\d+) frames have their nearest neighbour in the same video")
 
 
@@ -52,6 +59,52 @@ def test_notebook_runs_over_a_jobs_output(output: Path, monkeypatch: pytest.Monk
     assert videos == features.outcomes().query("duration_s.notna()").num_rows.sum()
     assert same > 0.8 * videos, "frames of one sample video look alike to any network"
     assert len(pictures(notebook)) == 1
+
+
+def test_the_demos_command_is_one_that_the_job_takes(tmp_path: Path) -> None:
+    words = demo.command(tmp_path / "media", tmp_path / "out")
+    name, command, rest = cli.resolve_command(cli.make_context("featlib", [*words]), words)
+    assert name == "extract"
+    assert command is not None
+    given = command.make_context(name, rest).params
+    del given["as_json"]
+    config = extract_config(job_values(given))
+    assert (config.manifest, config.output) == ((str(tmp_path / "media"),), str(tmp_path / "out"))
+    assert config.dataset == demo.DATASET
+    assert tuple(model.label for model in config.models) == demo.MODELS
+
+
+@pytest.mark.ray
+def test_the_demos_table_shows_every_sample(output: Path) -> None:
+    table = demo.table(output, "resnet18")
+    outcomes = featlib.open_features(str(output), dataset=demo.DATASET, model="resnet18").outcomes()
+    assert sorted(table.media) == sorted(path.name for path in (output.parent / "media").iterdir())
+    assert table.num_rows.sum() == outcomes.num_rows.sum() > 0
+    sound = table[table.num_rows > 0]
+    assert set(sound["feature size"]) == {"512"}
+    assert sound["first values"].str.fullmatch(r"-?\d+\.\d{3}( -?\d+\.\d{3}){2}").all()
+
+
+def run_script(name: str, *arguments: str) -> None:
+    """As ``ray job submit`` runs it."""
+    command = [sys.executable, str(ROOT / "jobs" / name), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+@pytest.mark.ray
+def test_the_jobs_for_vectors_and_heads_run_as_scripts(output: Path, tmp_path: Path) -> None:
+    asked = ("--output", str(output), "--dataset", demo.DATASET, "--features", "resnet18")
+    run_script("aggregate.py", *asked, "--pool", "max")
+    features = featlib.open_features(str(output), dataset=demo.DATASET, model="resnet18")
+    ok = set(features.outcomes().query("num_rows > 0").media_id)
+    vectors = featlib.open_features(str(output), dataset=demo.DATASET, model="resnet18.max")
+    assert set(vectors.to_pandas(["media_id"]).media_id) == ok
+    labels = tmp_path / "labels.csv"
+    labels.write_text("media_id,label\n" + "".join(f"{m},{'ab'[i % 2]}\n" for i, m in enumerate(sorted(ok))))
+    head = ("--head", "linear", "--epochs", "1", "--labels", str(labels), "--out", str(tmp_path / "head"))
+    run_script("train.py", *asked, *head)
+    assert (tmp_path / "head" / "metrics.json").exists()
 
 
 def test_stored_notebook_was_run_in_order_and_names_no_machine() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,20 +31,26 @@ def _planned(address: object, sizes: Sizes, kinds: object, flow: object, **rest:
 
 
 def test_it_goes_on_while_the_caller_works_and_is_done_once(start: RayStart, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_end, threads = threading.Event(), []
+    is_waited_for, threads, now_s = threading.Event(), [], [100.0]
 
     def slow(*args: Any, **rest: Any) -> Pools:
         threads.append(threading.current_thread())
-        may_end.wait(10)
+        is_waited_for.wait(10)
+        now_s[0] += 5
         return _planned(*args, **rest)
 
+    def clock() -> float:
+        said_s = now_s[0]
+        is_waited_for.set()
+        return said_s
+
     monkeypatch.setattr("featlib.nodes.join_or_start", slow)
+    monkeypatch.setattr("featlib.start.time", SimpleNamespace(monotonic=clock))
     start.begin()
     start.begin()
-    may_end.set()
     pools, waited_s = start.pools()
     assert pools.decode_workers == 3
-    assert waited_s >= 0
+    assert waited_s == 5
     assert start.pools()[0] is pools
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()
@@ -98,36 +105,61 @@ def test_a_broken_ray_is_told_of(start: RayStart, monkeypatch: pytest.MonkeyPatc
         start.pools()
 
 
+_STRANGER = """
+import sys, ray
+from featlib.nodes import connect_ray
+connect_ray(sys.argv[1])
+print("in", ray.get(ray.remote(num_cpus=0)(lambda: 7).remote()))
+"""
 _TWICE = """
-import json, os, psutil, ray
-from featlib.nodes import is_connected, start_local_ray
+import json, os, psutil, ray, subprocess, sys
+from featlib.nodes import _TOKEN, is_connected, start_local_ray
 
 def listening():
     me = psutil.Process()
     ours = [me, *me.children(recursive=True)]
     return sorted({c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN})
 
-found = []
-for _ in range(2):
+def comers(address):
+    "What becomes of processes that know the address: one without a token, one with another, one with the right one."
+    bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    bare |= {"HOME": sys.argv[2], "RAY_NUM_REDIS_GET_RETRIES": "2"}  # tries, a second each
+    tokens = [{}] + [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} for token in ("0" * len(_TOKEN), _TOKEN)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", sys.argv[1], address], env=bare | t, **streams) for t in tokens]
+    return [[process.communicate()[0], process.returncode] for process in started]
+
+found, came = [], []
+for number in range(2):
     is_connected()
-    start_local_ray(num_cpus=1, object_store_mb=80)
+    address = start_local_ray(num_cpus=1, object_store_mb=80)
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
     found.append(listening())
+    came += comers(address) if number == 0 else []
     ray.shutdown()
-print(json.dumps({"listening": found, "left": [name for name in os.environ if name.startswith("RAY_AUTH")]}))
+left = [name for name in os.environ if name.startswith("RAY_AUTH")]
+print(json.dumps({"listening": found, "came": came, "left": left}))
 """
 
 
 @pytest.mark.ray
-def test_a_local_ray_is_on_loopback_alone_and_leaves_no_token_behind(tmp_path: Path) -> None:
+def test_a_local_ray_is_on_loopback_alone_asks_for_its_token_and_leaves_none_behind(tmp_path: Path) -> None:
     bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    other = tmp_path / "other"
+    other.mkdir()
     ended = subprocess.run(
-        [sys.executable, "-c", _TWICE], env={**bare, "HOME": str(tmp_path)}, capture_output=True, text=True,
-        timeout=240, check=False,
+        [sys.executable, "-c", _TWICE, _STRANGER, str(other)], env={**bare, "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     said = json.loads(ended.stdout.splitlines()[-1])
     assert all(said["listening"]), "somebody listens"
     assert {ip for ips in said["listening"] for ip in ips} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    *strangers, (text, status) = said["came"]
+    assert (status, "in 7" in text) == (0, True), f"who knows the token is let in, so all find the place: {text}"
+    for text, status in strangers:
+        assert status == 1, text
+        assert "InvalidAuthToken" in text
+        assert "in 7" not in text
     assert said["left"] == []
     assert not list(tmp_path.rglob("auth_token"))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from featlib.arrays import Extracted
-from featlib.config import ModelConfig
+from featlib.config import ExtractConfig, ModelConfig
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
 from featlib.layout import Keys
@@ -87,6 +87,18 @@ def _here(want: Want, limits: Limits = Limits()) -> DecodeWorker:  # noqa: B008 
 def model() -> ResolvedModel:
     config = ModelConfig(network="squeezenet1_1", label="cnn", weights="random:0", frame_sampling="every:10")
     return resolve(config, OPTIONS)
+
+
+def test_reads_of_media_are_tried_for_a_minute_or_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """README says so of jobs as they are by default; before the decoding process is taken for stuck, the store's own
+    error must come."""
+    asked: list[StoreOptions] = []
+    monkeypatch.setattr("featlib.media.DecodeProcess", lambda limits, options, decode: asked.append(options))
+    limits = Limits(stall_s=ExtractConfig.model_fields["decode_stall_s"].default)
+    DecodeWorker((FRAMES,), limits, OPTIONS)
+    DecodeWorker((FRAMES,), limits, StoreOptions(deadline_s=5.0))
+    DecodeWorker((FRAMES,), Limits(stall_s=30.0), OPTIONS)
+    assert [options.deadline_s for options in asked] == [60.0, 5.0, 20.0]
 
 
 def test_decoding_feeds_both_models_and_reports_the_bad(decode: DecodeWorker, folder: Path) -> None:

@@ -5,7 +5,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Queue
 from random import Random
 from types import TracebackType
 from typing import Literal
@@ -20,6 +22,7 @@ Fault = Literal[
     "stall",
     "short_stall",
     "half_stall",
+    "half_request",
     "flip_request",
     "flip_answer",
 ]
@@ -33,6 +36,7 @@ class FaultProxy:
 
     ``lost_reply``: the store does the work, the client never hears of it. ``stall``: no answer until the proxy stops.
     ``half_stall``: the same behind half of the body. ``short_stall``: no answer for a while, then a reset.
+    ``half_request``: half of the body is passed on, and then the client's end; ``cut`` gets the status of the answer.
     ``flip_request``, ``flip_answer``: one bit somewhere in the body is another, where there is a body.
 
     Args:
@@ -42,6 +46,8 @@ class FaultProxy:
 
     def __init__(self, upstream: str, script: Callable[[str, str], Fault | None]) -> None:
         self.requests: list[tuple[str, str, Fault | None]] = []
+        self.has_half = threading.Event()
+        self.cut: Queue[int | None] = Queue()
         self._script = script
         self._random = Random(0)
         self._upstream = urlsplit(upstream).netloc
@@ -75,6 +81,9 @@ class FaultProxy:
                 self.close_connection = True
                 fault = proxy._script(self.command, self.path)
                 proxy.requests.append((self.command, self.path, fault))
+                if fault == "half_request":
+                    proxy._forward_half(self)
+                    return
                 body = _read_body(self)
                 if fault in ("stall", "short_stall"):
                     proxy._stopped.wait(None if fault == "stall" else SHORT_STALL_S)
@@ -92,12 +101,32 @@ class FaultProxy:
 
         return Handler
 
-    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, fault: Fault | None) -> None:
+    def _begun(self, handler: BaseHTTPRequestHandler) -> http.client.HTTPConnection:
+        """The same request to the store; its headers are not yet ended."""
         connection = http.client.HTTPConnection(self._upstream, timeout=60)
         connection.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
         for name, value in handler.headers.items():  # Host too: it is signed
             if name.lower() not in ("connection", "transfer-encoding", "expect"):
                 connection.putheader(name, value)
+        return connection
+
+    def _forward_half(self, handler: BaseHTTPRequestHandler) -> None:
+        connection = self._begun(handler)
+        length = int(handler.headers["Content-Length"])
+        connection.endheaders(handler.rfile.read(length // 2))
+        self.has_half.set()
+        with suppress(ConnectionError):
+            while handler.rfile.read(1 << 16):
+                pass
+        connection.sock.shutdown(socket.SHUT_WR)
+        try:
+            self.cut.put(connection.getresponse().status)
+        except (OSError, http.client.HTTPException):
+            self.cut.put(None)
+        connection.close()
+
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, fault: Fault | None) -> None:
+        connection = self._begun(handler)
         connection.endheaders(self._flipped(body) if fault == "flip_request" else body)
         answer = connection.getresponse()
         data = answer.read()

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers.swift import SwiftServer
-from tests.servers.swift import user_environment as keys
+from tests.servers.swift import SwiftServer, has_swift
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
     """A Swift with S3 API on loopback: ``endpoint_url``, ``key``, ``secret``, ``bucket(name)``."""
-    pytest.importorskip("swift", reason="the PyPI package swift is not installed")
+    if not has_swift():
+        pytest.skip("the PyPI package swift is for Linux alone")
     with SwiftServer(tmp_path_factory.mktemp("swift") / "root") as server:
         yield server
 
@@ -25,12 +25,3 @@ def s3_env(s3_server: SwiftServer) -> Iterator[SwiftServer]:
         for name, value in s3_server.environment().items():
             patch.setenv(name, value)
         yield s3_server
-
-
-@pytest.fixture
-def user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys that every server of the tests takes, and no endpoint."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in keys().items():
-        monkeypatch.setenv(name, value)

@@ -11,7 +11,14 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.servers.buckets import Buckets
-from tests.servers.swift import START_DEADLINE_S, USER_KEY, USER_SECRET, die_with_parent, free_ports
+from tests.servers.swift import (
+    START_DEADLINE_S,
+    USER_KEY,
+    USER_SECRET,
+    begin_with_free_ports,
+    die_with_parent,
+    free_ports,
+)
 
 STORES = ("moto", "rclone")
 
@@ -39,7 +46,7 @@ class OtherServer(Buckets):
 
     def __init__(self, name: str, root: Path) -> None:
         self._name, self._root = name, root
-        self._port = free_ports(1)[0]
+        self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,6 +54,11 @@ class OtherServer(Buckets):
         return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> "OtherServer":
+        begin_with_free_ports(self._begin, self.stop)
+        return self
+
+    def _begin(self) -> None:
+        self._port = free_ports(1)[0]
         self._root.mkdir(parents=True)
         (self._root / "objects").mkdir()
         program = _program(self._name)
@@ -56,7 +68,6 @@ class OtherServer(Buckets):
                 [program, *self._words()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
             )
         self._await_ready()
-        return self
 
     def _words(self) -> list[str]:
         if self._name == "moto":
@@ -77,8 +88,12 @@ class OtherServer(Buckets):
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
-        while not self._answers():
-            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+        while True:
+            answers = self._answers()
+            is_alive = self._process is not None and self._process.poll() is None
+            if answers and is_alive:
+                return
+            if not is_alive or time.monotonic() > deadline:
                 raise RuntimeError(f"{self._name} did not start:\n{(self._root / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
 
@@ -94,6 +109,9 @@ class OtherServer(Buckets):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from tests.servers.faults import Fault, FaultProxy
-from tests.torture.publishing import Stage
+from tests.torture.publishing import Scene, Stage
 from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 
@@ -80,10 +80,14 @@ def _is_object(path: str) -> bool:
 
 def spoilt(stage: Stage, upstream: str, seed: int, phase: str, weather: Weather) -> tuple[int, int, list[str]]:
     """Plays one story in some weather; gives the faults that befell it, the runs it took, and what was wrong."""
-    scene = stage.scene(seed, phase)
-    with FaultProxy(upstream, weather) as proxy:
-        runs, wrong = stage.play_through(scene, proxy.endpoint_url, _MOST_RUNS)
+    runs, wrong = through(stage, stage.scene(seed, phase), upstream, weather)
     return weather.faults, runs, wrong
+
+
+def through(stage: Stage, scene: Scene, upstream: str, weather: Weather) -> tuple[int, list[str]]:
+    """Plays a scene in some weather; gives the runs it took, and what was wrong."""
+    with FaultProxy(upstream, weather) as proxy:
+        return stage.play_through(scene, proxy.endpoint_url, _MOST_RUNS)
 
 
 def torture(stage: Stage, upstream: str, stories: int, first_seed: int, share: float) -> tuple[Tally, int]:

@@ -17,35 +17,32 @@ import av
 import numpy as np
 from PIL import Image
 
-from tests.media.make import write_audio, write_video
+from tests.media.make import picture, write_audio, write_video
 
+ELSEWHERE = "samples-elsewhere-"
 CUTS = (1, 10, 50, 90, 99)
 _ENDINGS = ("mp4", "mov", "mkv", "avi", "ts", "webm", "mpg", "flv", "gif", "png", "jpg", "webp")
 
 
 def sound(folder: Path) -> dict[str, Path]:
-    """A small sound file of each container, by ending."""
+    """A small sound file of each container, by ending; those that are there stay."""
+    found = {ending: folder / f"sound.{ending}" for ending in _ENDINGS}
+    if all(path.exists() for path in found.values()):
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     closed = {"x264-params": "scenecut=0:open-gop=0"}
     front = {"movflags": "faststart"}
-    found = {
-        "mp4": write_video(folder / "sound.mp4", options=closed, container_options=front),
-        "mov": write_video(folder / "sound.mov", options=closed, b_frames=2),
-        "mkv": write_video(folder / "sound.mkv", options=closed, b_frames=2),
-        "avi": write_video(folder / "sound.avi", codec="mpeg4"),
-        "ts": write_video(folder / "sound.ts", options=closed, b_frames=2),
-        "webm": write_video(folder / "sound.webm", codec="libvpx", options={"cpu-used": "8", "deadline": "realtime"}),
-        "mpg": write_video(folder / "sound.mpg", codec="mpeg2video", rate=Fraction(25)),
-        "flv": write_video(folder / "sound.flv", options=closed),
-        "gif": folder / "sound.gif",
-        "png": folder / "sound.png",
-        "jpg": folder / "sound.jpg",
-        "webp": folder / "sound.webp",
-    }
+    write_video(found["mp4"], options=closed, container_options=front)
+    write_video(found["mov"], options=closed, b_frames=2)
+    write_video(found["mkv"], options=closed, b_frames=2)
+    write_video(found["avi"], codec="mpeg4")
+    write_video(found["ts"], options=closed, b_frames=2)
+    write_video(found["webm"], codec="libvpx", options={"cpu-used": "8", "deadline": "realtime"})
+    write_video(found["mpg"], codec="mpeg2video", rate=Fraction(25))
+    write_video(found["flv"], options=closed)
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     for ending in ("gif", "png", "jpg", "webp"):
         Image.fromarray(noise).save(found[ending])
-    assert tuple(found) == _ENDINGS
     return found
 
 
@@ -60,7 +57,7 @@ def corpus(folder: Path, canary: Path, honeypot: str) -> list[Path]:
     files = sound(folder.parent / "sound")
     made = [*_cut(folder, files), *_flipped(folder, files), *_misnamed(folder, files), *_lying(folder, files)]
     made += [*_shapes(folder), *_not_media(folder), *_pointing(folder, canary, honeypot), *_not_files(folder, canary)]
-    made += _referring(folder, files, canary, honeypot)
+    made += _referring(folder, files)
     return sorted(made)
 
 
@@ -134,16 +131,32 @@ def _shapes(folder: Path) -> Iterator[Path]:
     yield folder / "thin-1x20000.png"
     yield _written(folder / "gif-of-3000-frames.gif", _many_frames(3000))
     yield write_video(folder / "4096x4096.mp4", size=(4096, 4096), frames=3, codec="mpeg4")
-    yield write_video(
-        folder / "one-group-of-100000.mp4", size=(32, 32), frames=100_000, gop=1_000_000, codec="mpeg4",
-        options={"sc_threshold": "1000000000"},
-    )  # fmt: skip
+    yield _one_group(folder / "one-group-of-100000.mp4", 100_000)
     yield write_audio(folder / "sound-only.mp4")
     with av.open(str(folder / "no-frames.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         container.start_encoding()
     yield folder / "no-frames.mp4"
+
+
+def _one_group(path: Path, count: int) -> Path:
+    """A still scene: one keyframe, and all behind refers to it."""
+    with av.open(str(path), "w") as container:
+        # Without the first, groups are cut at 600.
+        stream = container.add_stream(
+            "mpeg4", rate=20, options={"strict": "experimental", "sc_threshold": "1000000000"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.gop_size = 1_000_000
+        stream.codec_context.time_base = Fraction(1, 20)
+        stream.codec_context.thread_count = 1
+        frame = av.VideoFrame.from_ndarray(picture(0, 32, 32), format="rgb24").reformat(format="yuv420p")
+        frame.time_base = Fraction(1, 20)
+        for frame.pts in range(count):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
 
 
 def _many_frames(count: int) -> bytes:
@@ -204,22 +217,34 @@ def _pointing(folder: Path, canary: Path, honeypot: str) -> Iterator[Path]:
         yield _written(folder / f"{stem}-as.jpg", text.format(canary).encode())
 
 
-def _referring(folder: Path, files: dict[str, Path], canary: Path, honeypot: str) -> Iterator[Path]:
-    """Movies that say that their samples lie elsewhere, and a name that is a pattern to some."""
-    for kind, place in (("file", canary.as_uri()), ("http", f"{honeypot}/samples.mp4")):
-        for ending in ("mp4", "mov"):
-            movie = _with_reference(files[ending].read_bytes(), place.encode() + b"\0")
-            yield _written(folder / f"samples-elsewhere-{kind}.{ending}", movie)
+def _referring(folder: Path, files: dict[str, Path]) -> Iterator[Path]:
+    """Movies whose samples lie in another file, and a name that is a pattern to some."""
+    for ending in ("mp4", "mov"):
+        movie, there = files[ending].read_bytes(), files[ending]
+        for kind, levels in (("absolute", (0, 0)), ("climbing", (2, 2))):
+            yield _written(folder / f"{ELSEWHERE}{kind}.{ending}", _with_alias(movie, there, levels))
     yield _written(folder / "sequence-%03d.jpg", files["jpg"].read_bytes())
 
 
-def _with_reference(movie: bytes, place: bytes) -> bytes:
-    """The movie with a data reference of its first track that points to ``place`` instead of into the file."""
+def _with_alias(movie: bytes, there: Path, levels: tuple[int, int]) -> bytes:
+    """The movie with zeros for samples, and an alias record by which they lie in the file ``there``.
+
+    Args:
+        levels: Folders up from the movie and down to ``there`` again, by which FFmpeg seeks; (0, 0): its whole path.
+    """
+    at = movie.index(b"mdat") + 4
+    (length,) = struct.unpack_from(">I", movie, at - 8)
+    movie = movie[:at] + bytes(length - 8) + movie[at + length - 8 :]
     at = movie.index(b"dref") + 12  # behind the name, version, flags and count: the one entry
     size, kind = struct.unpack_from(">I4s", movie, at)
-    entry = struct.pack(">I4sI", 12 + len(place), b"url ", 0) + place
-    longer, made = len(entry) - size, bytearray(movie[:at] + entry + movie[at + size :])
     assert kind in (b"url ", b"alis")
+    place = str(there).encode()
+    place += b"\0" * (len(place) % 2)
+    # As mov_read_dref of FFmpeg reads it: volume and file name, levels, then the path under tag 2, and the end.
+    record = bytes(10 + 1 + 27 + 12 + 1 + 63 + 16) + struct.pack(">HH", *levels) + bytes(16)
+    record += struct.pack(">HH", 2, len(place)) + place + struct.pack(">hH", -1, 0)
+    entry = struct.pack(">I4sI", 12 + len(record), b"alis", 0) + record
+    longer, made = len(entry) - size, bytearray(movie[:at] + entry + movie[at + size :])
     for name in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # from the inside out
         box = bytes(made).rindex(name, 0, at) - 4
         struct.pack_into(">I", made, box, struct.unpack_from(">I", made, box)[0] + longer)

@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import numpy as np
+
 from featlib.errors import MEDIA_ERROR_CLASSES
 from featlib.media import DecodeProcess, Limits
 from featlib.sampling import ClipSampling, FrameSampling
@@ -21,11 +23,12 @@ _WANTS = (
 
 
 def torture(folder: Path, total: int, first_seed: int) -> Tally:
-    """Decodes ``total`` mutants, of each kind of file in turn."""
+    """Decodes ``total`` mutants, of each kind of file in turn; and, with every twelfth, a sound file as at first."""
     tally = Tally("mutants of sound files")
     files = sorted(sound(folder / "sound").items())
     limits = Limits(memory_bytes=_MEMORY, deadline_s=MOST_S, stall_s=10)
     path = folder / "mutant"
+    at_first: dict[str, Decoded] = {}
     with DecodeProcess(limits, StoreOptions()) as process:
         for seed in range(first_seed, first_seed + total):
             ending, source = files[seed % len(files)]
@@ -35,6 +38,11 @@ def torture(folder: Path, total: int, first_seed: int) -> Tally:
             decoded = process.decode(item, _WANTS, Segment(0, 0))
             took_s = time.monotonic() - started
             tally.add(f"mutants --seed {seed} --kills 1 ({ending})", 1, _wrong(decoded, took_s))
+            if seed % len(files) == seed // len(files) % len(files):  # once in a round, of another kind each round
+                item = MediaItem("sound", str(source), None, None)
+                decoded = process.decode(item, _WANTS, Segment(0, 0))
+                wrong = _unlike(decoded, at_first.setdefault(ending, decoded))
+                tally.add(f"mutants --seed {first_seed} --kills {seed - first_seed + 1} ({ending})", 0, wrong)
     return tally
 
 
@@ -49,3 +57,13 @@ def _wrong(decoded: Decoded, took_s: float) -> list[str]:
     if "\n" in (decoded.error_message or ""):
         wrong.append("a message of several lines")
     return wrong
+
+
+def _unlike(decoded: Decoded, at_first: Decoded) -> list[str]:
+    """What is wrong with a sound file that was decoded between mutants."""
+    if decoded.status != "ok" or not any(len(frames) for frames in decoded.frames.values()):
+        return [f"the sound file: {decoded.status}, {decoded.error_class}, {decoded.error_message}"]
+    is_same = decoded.frames.keys() == at_first.frames.keys() and all(
+        np.array_equal(frames, at_first.frames[key]) for key, frames in decoded.frames.items()
+    )
+    return [] if is_same else ["the sound file gave other frames than at first"]

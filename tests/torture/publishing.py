@@ -28,7 +28,9 @@ from featlib.layout import Keys
 from featlib.manifest import read_manifest
 from featlib.shards.verify import verify
 from featlib.storage import Store, StoreOptions
+from tests.servers.swift import user_environment
 from tests.torture.story import LABELS, PHASES, Story
+from tests.torture.story_server import READY
 
 KEYS = Keys("d")
 _KILLED = -9
@@ -72,14 +74,25 @@ class Tellers:
         (folder / "tmp").mkdir()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.torture.story_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env={**os.environ, "TMPDIR": str(folder / "tmp")},
+            stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, **user_environment(), "TMPDIR": str(folder / "tmp")},
         )  # fmt: skip
+        self._is_ready = False
+
+    def wait(self) -> None:
+        """Until it has loaded what every job needs: from then on a job begins at once."""
+        if not self._is_ready:
+            assert self._process.stdout is not None
+            said = self._process.stdout.readline().strip()
+            assert said == READY, f"it ended before it was ready: {said}"
+            self._is_ready = True
 
     def tell(
         self, story: Story, log: Path, at: int | None = None, *, is_after: bool = False, is_alone: bool = True,
         hold_s: float = 0.0, of: str = "", stopped: Path | None = None,
     ) -> tuple[int, str]:  # fmt: skip
         """Runs the job of a story; gives its exit status and what it said at its end."""
+        self.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._said.unlink(missing_ok=True)
@@ -277,6 +290,7 @@ class Stage:
         logs = [self._folder / name for name in ("first.log", "second.log")]
         for log in logs:
             log.unlink(missing_ok=True)
+        rival.wait()  # its own was used for the scene
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(self._tellers.tell, story, logs[0], is_alone=False, hold_s=_HOLD_S)
             time.sleep(delay_s)
@@ -304,6 +318,7 @@ class Stage:
         stopped = self._folder / "stopped"
         for path in (*logs, stopped):
             path.unlink(missing_ok=True)
+        rival.wait()
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(
                 self._tellers.tell, story, logs[0], at, of=_FEATURES_PUT, is_after=True, is_alone=False, stopped=stopped

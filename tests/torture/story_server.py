@@ -2,7 +2,8 @@
 
 A request is a line of JSON: ``story``, ``at`` (null: it lives), ``of``, ``is_after``, ``is_alone``, ``hold_s``,
 ``log``, ``stopped`` (a file; where it would die it writes its pid there and stops, until it is told to go on) and
-``said``, a file for what it has to say. The answer is the exit status.
+``said``, a file for what it has to say. The answer is the exit status. Before the first of them the line ``READY`` says
+that all is loaded.
 """
 
 import json
@@ -11,6 +12,8 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any
+
+READY = "ready"
 
 
 def serve(request: dict[str, Any]) -> None:
@@ -52,6 +55,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     resolve(ModelConfig(network="squeezenet1_1", weights="random:0"), StoreOptions())
+    print(READY, flush=True)
     for line in sys.stdin:
         print(fork(json.loads(line)), flush=True)
 

@@ -1,15 +1,18 @@
 """A part of ``make torture``: the job without Ray on stores that answer wrongly, and two drivers on one output."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.servers.buckets import Buckets
 from tests.servers.others import OtherServer, is_installed
-from tests.servers.swift import SwiftServer
+from tests.servers.swift import SwiftServer, user_environment
 from tests.torture import flips
-from tests.torture.faulty import Weather, outage, spoilt
-from tests.torture.publishing import Stage, Tellers, stage_in
+from tests.torture.faulty import Weather, outage, spoilt, through
+from tests.torture.publishing import Scene, Stage, Tellers, stage_in
 
 _SEED = 23
 
@@ -29,14 +32,6 @@ def test_a_tenth_of_faults_costs_nothing(swift_stage: Stage, s3_env: SwiftServer
     assert not wrong, f"python -m tests.torture faults --seed {_SEED} --share 0.1 --stories 1: {wrong}"
     assert runs == 1
     assert faults > 3
-
-
-@pytest.mark.s3
-def test_a_third_of_faults_loses_nothing(swift_stage: Stage, s3_env: SwiftServer) -> None:
-    weather = Weather(_SEED, 0.3)
-    faults, _, wrong = spoilt(swift_stage, s3_env.endpoint_url, _SEED, "grown", weather)
-    assert not wrong, f"python -m tests.torture faults --seed {_SEED} --share 0.3 --stories 1: {wrong}"
-    assert faults > 20
 
 
 @pytest.mark.s3
@@ -62,39 +57,54 @@ def test_bits_flipped_at_rest_are_found(tmp_path: Path, tellers: Tellers) -> Non
     assert tally.count == 60
 
 
-_STORES = pytest.mark.parametrize("store", ["disk", "moto", pytest.param("swift", marks=pytest.mark.s3)])
-Place = tuple[str | None, str | None]
-"""Where outputs are made, and the endpoint of the store there."""
+@dataclass(frozen=True)
+class Grown:
+    """A scene of the phase ``grown`` on a store; what plays it copies it."""
+
+    store: str
+    stage: Stage
+    scene: Scene
+    endpoint_url: str | None = None
 
 
-@pytest.fixture
-def place(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    if store == "moto" and not is_installed("moto"):
-        pytest.skip("moto is not installed")
-    if store == "swift":
-        server: SwiftServer = request.getfixturevalue("s3_env")
-        yield f"s3://{server.bucket()}", server.endpoint_url
-    elif store == "moto":
-        request.getfixturevalue("user_environment")
-        with OtherServer("moto", tmp_path / "moto") as moto:
-            yield f"s3://{moto.bucket()}", moto.endpoint_url
-    else:
-        yield None, None
+@pytest.fixture(scope="module", params=["disk", "moto", pytest.param("swift", marks=pytest.mark.s3)])
+def grown(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tellers: Tellers
+) -> Iterator[Grown]:
+    """Made once for each store."""
+    store: str = request.param
+    folder = tmp_path_factory.mktemp(store)
+    with ExitStack() as stack:
+        server: Buckets | None = None
+        if store == "swift":
+            server = request.getfixturevalue("s3_env")
+        elif store == "moto":
+            if not is_installed("moto"):
+                pytest.skip("moto is not installed")
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            for name, value in user_environment().items():
+                patch.setenv(name, value)
+            server = stack.enter_context(OtherServer("moto", folder / "moto"))
+        output, endpoint_url = (f"s3://{server.bucket()}", server.endpoint_url) if server else (None, None)
+        stage = stack.enter_context(stage_in(folder / "stage", output, endpoint_url, tellers))
+        yield Grown(store, stage, stage.scene(_SEED, "grown"), endpoint_url)
 
 
-@_STORES
-def test_of_two_drivers_one_works(store: str, place: Place, tmp_path: Path, tellers: Tellers, rival: Tellers) -> None:
-    with stage_in(tmp_path / "stage", *place, tellers) as stage:
-        wrong = stage.play_rivals(stage.scene(_SEED, "grown"), rival, 0.3)
-    assert not wrong, f"python -m tests.torture rivals --store {store}: {wrong}"
+def test_of_two_drivers_one_works(grown: Grown, rival: Tellers) -> None:
+    wrong = grown.stage.play_rivals(grown.scene, rival, 0.3)
+    assert not wrong, f"python -m tests.torture rivals --store {grown.store}: {wrong}"
 
 
-@_STORES
-def test_a_driver_that_slept_while_another_took_over_leaves(
-    store: str, place: Place, tmp_path: Path, tellers: Tellers, rival: Tellers
-) -> None:
-    with stage_in(tmp_path / "stage", *place, tellers) as stage:
-        scene = stage.scene(_SEED, "grown")
-        assert scene.num_features_put > 2
-        wrong = stage.play_sleeper(scene, rival, 1)
-    assert not wrong, f"python -m tests.torture sleepers --store {store}: {wrong}"
+def test_a_driver_that_slept_while_another_took_over_leaves(grown: Grown, rival: Tellers) -> None:
+    assert grown.scene.num_features_put > 2
+    wrong = grown.stage.play_sleeper(grown.scene, rival, 1)
+    assert not wrong, f"python -m tests.torture sleepers --store {grown.store}: {wrong}"
+
+
+@pytest.mark.parametrize("grown", [pytest.param("swift", marks=pytest.mark.s3)], indirect=True)
+def test_a_third_of_faults_loses_nothing(grown: Grown) -> None:
+    assert grown.endpoint_url is not None
+    weather = Weather(_SEED, 0.3)
+    _, wrong = through(grown.stage, grown.scene, grown.endpoint_url, weather)
+    assert not wrong, f"python -m tests.torture faults --seed {_SEED} --share 0.3 --stories 1: {wrong}"
+    assert weather.faults > 20

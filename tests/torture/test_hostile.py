@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 import featlib
@@ -12,7 +14,8 @@ from featlib.errors import MEDIA_ERROR_CLASSES
 from tests.e2e.clips import write_clips
 from tests.e2e.rows import check_same_rows, features_by_key
 from tests.e2e.small import POOLS
-from tests.torture.hostile import corpus, mutants
+from tests.media.make import decoded, write_video
+from tests.torture.hostile import ELSEWHERE, corpus, mutants
 
 pytestmark = pytest.mark.ray
 
@@ -55,8 +58,6 @@ def honeypot() -> Iterator[Honeypot]:
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound video under a name that nobody was told to read: opened by mistake, it would give frames."""
-    from tests.media.make import write_video
-
     return write_video(tmp_path_factory.mktemp("secret") / "canary.ts", frames=8)
 
 
@@ -90,8 +91,10 @@ def done(
     return output, _run(output / "features-of-all", output / "all.csv", mixed)
 
 
-def test_there_are_more_than_sixty(files: list[Path]) -> None:
-    assert len(files) >= 60
+def test_there_are_over_a_hundred_named_ones_and_the_mutants(files: list[Path]) -> None:
+    named = [path for path in files if not path.name.startswith("mutant-")]
+    assert len(named) > 100
+    assert len(files) - len(named) == _MUTANTS
     assert len({path.name for path in files}) == len(files)
 
 
@@ -122,6 +125,23 @@ def test_what_they_name_was_never_opened(done: tuple[Path, featlib.Summary], hon
     assert len(lists) == 70
     assert set(lists.status) == {"failed"}, "the canary is a sound video: whoever opens it gets frames"
     assert honeypot.asked == []
+
+
+def test_samples_that_lie_elsewhere_were_not_fetched(done: tuple[Path, featlib.Summary], files: list[Path]) -> None:
+    """FFmpeg itself, when it is allowed to, reads them from the other file."""
+    elsewhere = [path for path in files if path.name.startswith(ELSEWHERE)]
+    assert len(elsewhere) == 4
+    for path in elsewhere:
+        with av.open(str(path), options={"enable_drefs": "1", "use_absolute_path": "1"}) as container:
+            reached = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        there = decoded(path.parent.parent / "sound" / f"sound{path.suffix}")
+        assert len(reached) == len(there) > 0
+        assert all(map(np.array_equal, reached, there)), path.name
+    outcomes = featlib.open_features(str(done[0] / "features-of-all"), dataset="d", model="squeezenet1_1").outcomes()
+    mine = outcomes[outcomes.media_id.str.contains(ELSEWHERE)]
+    assert len(mine) == 4
+    assert set(mine.status) == {"failed"}
+    assert set(mine.num_rows) == {0}
 
 
 def test_the_good_ones_are_as_if_they_had_been_alone(

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from featlib.storage import Store
-from tests.torture.publishing import Kill, Stage, Tellers, _end, kills, stage_in
-from tests.torture.story import PHASES
+from tests.torture.publishing import KEYS, Kill, Stage, Tellers, _end, kills, stage_in
+from tests.torture.story import LABELS, PHASES
 
 _SEED = 11
 _KILLS = 12
@@ -47,4 +47,15 @@ def test_what_is_lost_or_twice_would_be_seen(stage: Stage, tmp_path: Path) -> No
 def test_operations_are_of_every_kind(stage: Stage) -> None:
     scene = stage.scene(_SEED, "grown")
     assert scene.num_operations > 40
+    assert {what.partition(" ")[0] for what in scene.operations} == {"put", "put_file", "list", "delete", "rename"}
+    changes = {
+        KEYS.plan: {"put_file", "rename"},
+        KEYS.stage: {"put", "rename", "delete"},
+        KEYS.units: {"put_file", "rename", "delete"},
+        KEYS.drivers: {"put", "rename", "delete"},
+        **{KEYS.features(label): {"put_file", "rename"} for label in LABELS},
+        **{KEYS.outcomes(label): {"put", "rename"} for label in LABELS},
+    }
+    for place, verbs in changes.items():
+        assert {what.partition(" ")[0] for what in scene.operations if place in what} - {"list"} == verbs, place
     assert str(Kill(1, "grown", 3, is_after=True, again=5)) == "--seed 1 --phase grown --at 3 --after --again 5"

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from random import Random
 from typing import Any
@@ -37,13 +37,16 @@ _PART_BYTES = 300  # of a features object, so that a shard has several
 _TIMES = {"BEAT_S": 0.5, "LOOK_S": 0.2, "GUARDED_S": 1.0, "LEASE_S": 6.0}
 
 
-def run_story(story: Story, log: str, *, is_alone: bool = True, hold_s: float = 0.0) -> Summary:
+def run_story(
+    story: Story, log: str, *, is_alone: bool = True, hold_s: float = 0.0, deadly: Collection[str] = ()
+) -> Summary:
     """Runs the job of a story; each staged item is written to the file ``log`` as a line, when it is staged.
 
     Args:
         is_alone: No other driver competes, so that a claim need not settle: a thousand times 1.5 s is half an hour.
             Drivers that compete beat, look and give each other up more quickly than real ones.
         hold_s: It works for so long before its first result, in which others meet it.
+        deadly: Names of files; the worker of a unit with one of them dies, so that nothing comes back of the unit.
     """
 
     def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterator[dict[str, Any]]:
@@ -53,6 +56,8 @@ def run_story(story: Story, log: str, *, is_alone: bool = True, hold_s: float = 
         Random(story.seed).shuffle(rows)
         for row in rows:
             unit = unit_from_row(row)
+            if any(os.path.basename(item.uri) in deadly for item in unit.items):
+                continue
             made = done(unit)
             name = f"{flow.run}-{row['seq']:08d}"
             stage(store, keys, shard=unit.shard, unit=name, rows=made.tables, reports=made.reports,
