@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from featlib.config import ModelConfig
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
 from featlib.inference import Engine, default_batch_size
+from featlib.inference import engine as inference_engine
 from featlib.storage import StoreOptions
 
 OPTIONS = StoreOptions()
@@ -167,22 +169,24 @@ def test_lack_of_memory_and_a_lost_device_are_no_clips_fault(error: Exception) -
     assert raised.value is error
 
 
-def test_what_a_batch_gives_leaves_the_device_before_the_next(
+def test_what_a_batch_gives_leaves_the_device_while_the_next_runs(
     squeezenet: OneModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A unit may have hundreds of batches of large maps; a GPU holds those of one."""
+    """A unit may have hundreds of batches of large maps; a GPU holds those of two."""
     steps: list[str] = []
-    plain_cpu = torch.Tensor.cpu
+    fetching = inference_engine._fetching
 
-    def counted(values: torch.Tensor) -> torch.Tensor:
+    def watched(values: torch.Tensor) -> Callable[[], Any]:
         steps.append("leaves")
-        return plain_cpu(values)
+        wait = fetching(values)
+        return lambda: steps.append("is there") or wait()
 
-    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    monkeypatch.setattr(inference_engine, "_fetching", watched)
     hook = squeezenet._module.register_forward_pre_hook(lambda _m, _a: steps.append("runs"))
     squeezenet.features(PICTURES, ONE_EACH)
     hook.remove()
-    assert steps == ["runs", "leaves"] * 3
+    first, later = ["runs", "leaves"], ["runs", "leaves", "is there"]
+    assert steps == [*first, *later, *later, "is there"]
 
 
 def test_values_that_are_not_finite_are_an_error_and_no_feature(squeezenet: OneModel) -> None:

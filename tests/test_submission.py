@@ -121,9 +121,13 @@ def test_ctrl_c_leaves_the_job_alone_and_tells_how_to_stop_it(monkeypatch: pytes
             await asyncio.sleep(60)
 
     client, shown, said = Interrupted([], []), list[str](), list[str]()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     monkeypatch.setattr(submission, "is_open", lambda address: False)
     monkeypatch.setattr(submission, "_submitted", lambda *_: (client, "job-1"))
-    assert submit("http://127.0.0.1:9", ("verify",), say=said.append, log=shown.append) == 1
+    try:
+        assert submit("http://127.0.0.1:9", ("verify",), say=said.append, log=shown.append) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert shown == ["one\n"]
     assert said[0] == "submitted as job-1"
     assert "ray job stop job-1" in said[1]

@@ -1,6 +1,6 @@
 """One engine for all networks: uint8 frames in, float32 features out, in batches of one fixed shape."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -130,12 +130,26 @@ class Engine:
             return tuple(Extracted.nothing(m.feature_shape) for m in self.models)
         loaded = self._load(stretches, frame_idx, flow)
         errors = dict(loaded.errors)
-        values: dict[str, Features] = {}
-        done = [part for rows in _batches(len(frame_idx), self.batch_size)
-                for part in self._forward_or_each(loaded, rows, errors)]  # fmt: skip
-        for i, layer in enumerate(self._layers):
-            values[layer] = _gathered(len(frame_idx), [(rows, outputs[i]) for rows, outputs in done])
+        done = list(self._fetched(loaded, len(frame_idx), errors))
+        values = {
+            layer: _gathered(len(frame_idx), [(rows, outputs[i]) for rows, outputs in done])
+            for i, layer in enumerate(self._layers)
+        }
         return tuple(self._extracted(m, values, errors) for m in self.models)
+
+    def _fetched(
+        self, loaded: Loaded, num_clips: int, errors: dict[int, str]
+    ) -> Iterator[tuple[range, tuple[Features, ...]]]:
+        """Values of all batches, each layer's apart; those of one come over while the next runs."""
+        under_way: list[tuple[range, tuple[Callable[[], Features], ...]]] = []
+        for batch in _batches(num_clips, self.batch_size):
+            for rows, outputs in self._forward_or_each(loaded, batch, errors):
+                under_way.append((rows, tuple(map(_fetching, outputs))))
+                if len(under_way) > 1:
+                    earlier, waits = under_way.pop(0)
+                    yield earlier, tuple(wait() for wait in waits)
+        for rows, waits in under_way:
+            yield rows, tuple(wait() for wait in waits)
 
     def _load(self, frames: Stretches, frame_idx: Ints, flow: Flow | None) -> Loaded:
         reads = self._first.input
@@ -183,7 +197,7 @@ class Engine:
         filled = np.minimum(np.arange(rows.start, rows.start + self.batch_size), rows.stop - 1)
         with torch.inference_mode(), exact_arithmetic(self.device), autocast(self._precision, self.device):
             outputs: tuple[Tensor, ...] = self._module(loaded.batch(filled))
-            return tuple(values[: len(rows)].float().flatten(1).cpu() for values in outputs)
+            return tuple(values[: len(rows)].float().flatten(1) for values in outputs)
 
     def _extracted(self, model: ResolvedModel, values: dict[str, Features], errors: dict[int, str]) -> Extracted:
         mine, features = dict(errors), values[model.layer].copy()
@@ -204,12 +218,28 @@ def _batches(count: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, count))
 
 
-def _gathered(count: int, parts: Sequence[tuple[range, Tensor]]) -> Features:
+def _fetching(values: Tensor) -> Callable[[], Features]:
+    """Begins to copy values to the CPU; what it gives waits for them. The device keeps no copy then."""
+    if values.device.type == "cpu":
+        return values.numpy
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(values.device))
+
+    def wait() -> Features:
+        copied.synchronize()
+        return pinned.numpy().copy()
+
+    return wait
+
+
+def _gathered(count: int, parts: Sequence[tuple[range, Features]]) -> Features:
     """Rows of parts as one array; rows that no part holds are zero."""
     width = parts[0][1].shape[1] if parts else 0
     gathered = np.zeros((count, width), np.float32)
     for rows, values in parts:
-        gathered[rows.start : rows.stop] = values.numpy()
+        gathered[rows.start : rows.stop] = values
     return gathered
 
 

@@ -29,8 +29,8 @@ def extract(clips: Path, output: Path) -> Summary:
 
 def test_the_deadly_ones_are_outcomes_and_their_neighbours_are_untouched(ray_cluster: str, tmp_path: Path) -> None:
     alone, beside = tmp_path / "alone", tmp_path / "beside"
-    for folder in (alone, beside):
-        write_clips(folder, 4)
+    write_clips(alone, 4)
+    shutil.copytree(alone, beside)  # to the bit: the encoder gives the same pictures other bytes now and then
     for name in DEADLY:
         shutil.copy(beside / "clip00.mp4", beside / name)
     assert extract(alone, tmp_path / "out-alone").media == {"ok": 4}
