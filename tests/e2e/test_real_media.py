@@ -85,7 +85,7 @@ def networks(weights_folder: Path) -> dict[str, torch.nn.Module]:
 def test_where_every_frame_is_wanted_each_is_decoded_once_for_both_networks(
     media_folder: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
-    small = {"network": "shufflenet_v2_x0_5", "weights": "random:0"}
+    small = {"network": "tests.extractors.tiny_networks:tiny", "weights": "random:0"}
     summary = featlib.extract(
         featlib.ExtractConfig(
             manifest=[str(media_folder)],
