@@ -27,6 +27,19 @@ def is_of_no_clip(error: BaseException) -> bool:
     return is_out_of_memory(error) or is_device_lost(error)
 
 
+def memory_reason(error: Exception) -> str:
+    """What was said, in a line, where memory ran out. A lost device ends the process.
+
+    Raises:
+        Exception: ``error`` itself, where it is another.
+    """
+    if is_device_lost(error):
+        end_process(error)
+    if not is_out_of_memory(error):
+        raise error
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def end_process(error: BaseException) -> NoReturn:
     """Ends the process of an actor whose device is lost: Ray starts another, and only this unit is tried again."""
     log.error("%s: %s; this process ends", type(error).__name__, " ".join(str(error).split())[:300])

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from featlib.arrays import Floats, Flow, Ints, Stretches, UInt8
-from featlib.faults import end_process, is_device_lost, is_of_no_clip, is_out_of_memory
+from featlib.faults import is_of_no_clip, memory_reason
 from featlib.flow.build import open_estimator
 from featlib.flow.estimate import FlowEstimator
 from featlib.spec import FlowSpec
@@ -53,12 +53,8 @@ class FlowWorker:
             frames = frames_of(row, kind.pixels.key) or Stretches(())
             try:
                 flow = computed(frames, pairs, kind.crop, self._estimators[kind])
-            except Exception as error:
-                if is_device_lost(error):
-                    end_process(error)
-                if not is_out_of_memory(error):
-                    raise
-                reason = " ".join(str(error).split())[:160] or type(error).__name__
+            except Exception as error:  # noqa: BLE001 - raised again, unless memory ran out
+                reason = memory_reason(error)
                 stats["fatal"] = f"--flow {kind.method.source}: the device has too little memory ({reason}); use dis"
                 flow = Flow(np.empty((0, 2), np.int64), np.empty((0, *kind.crop, 2), np.float32), reason)
             row = with_flow(row, kind.key, flow)

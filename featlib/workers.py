@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from featlib.arrays import Extracted, Stretches
 from featlib.errors import DamagedError, FeatlibError
-from featlib.faults import end_process, is_device_lost, is_out_of_memory
+from featlib.faults import memory_reason
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
 from featlib.sealed import open_part, reread
@@ -236,12 +236,8 @@ def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table
             for model, extracted in zip(engine.models, engine.run(frames, frame_idx, flow), strict=True):
                 if model in wanted:
                     made[model.label] = extracted
-        except Exception as error:
-            if is_device_lost(error):
-                end_process(error)
-            if not is_out_of_memory(error):
-                raise
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+        except Exception as error:  # noqa: BLE001 - raised again, unless memory ran out
+            reason = memory_reason(error)
             on_cpu = engine.device.type == "cpu"
             place, more = ("the node", " or --extract-workers") if on_cpu else ("the GPU", "")
             fatal = f"{wanted[0].label}: {place} has too little memory ({reason}); lower its --batch-size{more}"
