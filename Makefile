@@ -10,7 +10,7 @@ UV := $(shell command -v uv 2>/dev/null)
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help demo test check conformance bench torture lock clean
+.PHONY: help demo test long check conformance bench torture lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Lists the targets
@@ -19,8 +19,14 @@ help:  ## Lists the targets
 demo: $(STAMP)  ## Makes sample videos, extracts features of them, shows what came out
 	$(BIN)/python jobs/demo.py $(ARGS)
 
+# As with the packages below: where imports may not write bytecode, each of the tests' processes would compile the sources.
 test: $(STAMP)  ## Runs the tests, JOBS files at a time; FEATLIB_TEST_MEDIA, FEATLIB_TEST_WEIGHTS: real material
+	$(BIN)/python -m compileall -q featlib tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+long: $(STAMP)  ## Runs the tests that `make test` leaves out for their length
+	$(BIN)/python -m compileall -q featlib tests
+	$(BIN)/python -m pytest -m long -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## Runs the linter, the formatter's check and the type checker
 	$(BIN)/ruff check

@@ -20,15 +20,18 @@ pytest_plugins = ["tests.servers.fixtures"]
 _LONG = ("e2e", "torture", "cluster", "test_secrets.py", "test_benchmarks.py", "extractors")
 """Folders and files that begin first, so that no core is idle while the last of them runs."""
 
+_LEFT_OUT = ("long", "full")
+"""Marks of what `make test` leaves to `make long` and `make conformance`."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves `full` tests to `make conformance`, unless they are asked for by marker; puts the long files first."""
+    """Leaves out tests with a mark of ``_LEFT_OUT`` that is not asked for; puts the long files first."""
     items.sort(key=_turn)
-    if "full" in (config.getoption("-m") or ""):
-        return
-    kept = [item for item in items if "full" not in item.keywords]
-    config.hook.pytest_deselected(items=[item for item in items if "full" in item.keywords])
-    items[:] = kept
+    asked = config.getoption("-m") or ""
+    marks = [mark for mark in _LEFT_OUT if mark not in asked]
+    left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 def _turn(item: pytest.Item) -> int:

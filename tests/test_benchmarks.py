@@ -323,6 +323,7 @@ def test_small_workloads_do_equal_work(clips: tuple[Clip, ...], tmp_path: Path, 
     assert {f.subject for f in outcome.figures if f.rounds} >= {"featlib"}
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_small_decoding_once_for_all_networks(setting: Setting) -> None:
     outcome = command.workload("three_models")(setting)

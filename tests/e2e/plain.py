@@ -51,11 +51,11 @@ def shown_each_second(times: list[float], end: float) -> list[int]:
     return picked
 
 
-def windows(count: int, size: int) -> Iterator[list[int]]:
-    """Frames of each whole clip; of one padded clip when the video is shorter than that."""
+def windows(count: int, size: int, hop: int) -> Iterator[list[int]]:
+    """Frames of each whole clip, ``hop`` frames apart; of one padded clip when the video is shorter than that."""
     if count < size:
         yield [min(i, count - 1) for i in range(size)]
-    for start in range(0, count - size + 1, size):
+    for start in range(0, count - size + 1, hop):
         yield list(range(start, start + size))
 
 

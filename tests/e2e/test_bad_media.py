@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 MODELS = [
     {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "every:5"},
-    {"network": "r3d_18", "weights": "random:0"},
+    {"network": "tests.extractors.tiny_networks:tiny_clips", "label": "clips", "weights": "random:0"},
 ]
 
 
@@ -69,7 +69,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("media_id", EXPECTED)
-@pytest.mark.parametrize("model", ["squeezenet1_1", "r3d_18"])
+@pytest.mark.parametrize("model", ["squeezenet1_1", "clips"])
 def test_each_has_an_outcome_with_a_class_and_a_message(
     done: tuple[Path, featlib.Summary], media_id: str, model: str
 ) -> None:
@@ -95,7 +95,7 @@ def test_the_share_of_failures_decides_the_exit_code(done: tuple[Path, featlib.S
 def test_an_image_is_one_frame_and_is_skipped_under_a_clip_model(done: tuple[Path, featlib.Summary]) -> None:
     rows = [r for r in plain_glob(done[0]) if r["media_id"] == "photo_jpg"]
     assert [(r["model"], r["start_s"], r["end_s"], r["frame_s"]) for r in rows] == [("squeezenet1_1", 0.0, None, [0.0])]
-    skipped = featlib.open_features(str(done[0]), dataset="d", model="r3d_18").outcomes().set_index("media_id")
+    skipped = featlib.open_features(str(done[0]), dataset="d", model="clips").outcomes().set_index("media_id")
     assert skipped.loc["photo_jpg", "status"] == "skipped"
 
 
@@ -128,6 +128,6 @@ def test_retry_failed_takes_up_what_failed_and_leaves_the_rest(
     assert {p: p.read_bytes() for p in first} == first, "objects that are there are never replaced"
     names = {p.name for p in output.glob("features/**/*.parquet")}
     assert names == {"part-00000.parquet", "part-00000-r1.parquet"}
-    outcomes = featlib.open_features(str(output), dataset="d", model="r3d_18").outcomes().set_index("media_id")
+    outcomes = featlib.open_features(str(output), dataset="d", model="clips").outcomes().set_index("media_id")
     assert outcomes.attempts.to_dict()["absent_mp4"] == 2
     assert outcomes.attempts.to_dict()["good_mp4"] == 1

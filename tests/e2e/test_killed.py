@@ -95,28 +95,17 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     server.wait(timeout=60)
 
 
-@pytest.mark.parametrize("event", EVENTS)
-def test_killed_and_run_again_gives_the_same_rows(
-    clips: Path, undisturbed: Path, ray_cluster: str, tmp_path: Path, run_job: Callable[..., Ended], event: str
+@pytest.mark.parametrize("whom", ["driver", pytest.param("group", marks=pytest.mark.long)])
+def test_killed_at_one_event_after_the_other(
+    clips: Path, undisturbed: Path, ray_cluster: str, tmp_path: Path, run_job: Callable[..., Ended], whom: str
 ) -> None:
+    """Each run goes on where the one before was killed. The group is the driver with all that it started, Ray, too, so
+    that each of its runs begins with one of its own."""
     config = config_of(clips, tmp_path)
-    visible = visible_after_kill(run_job, config, event, "driver", ray_cluster, undisturbed)
-
-    again = featlib.extract(featlib.ExtractConfig(**config))
-
-    assert again.media == {"ok": 6}
-    check_end(tmp_path, undisturbed)
-    check_unchanged(visible, tmp_path)
-
-
-def test_killed_with_all_it_started_at_one_event_after_the_other(
-    clips: Path, undisturbed: Path, tmp_path: Path, run_job: Callable[..., Ended]
-) -> None:
-    """Ray, too, so that each run begins with one of its own; each goes on where the one before was killed."""
-    config = config_of(clips, tmp_path)
+    address = ray_cluster if whom == "driver" else "local"
     for event in EVENTS:
         before = features_by_key(tmp_path)
-        visible = visible_after_kill(run_job, config, event, "group", "local", undisturbed)
+        visible = visible_after_kill(run_job, config, event, whom, address, undisturbed)
         check_unchanged(before, tmp_path)
     assert set(visible) == set(features_by_key(undisturbed)), "all was published before the last kill"
 

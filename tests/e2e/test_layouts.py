@@ -13,7 +13,12 @@ pytestmark = pytest.mark.ray
 
 MODELS = [
     {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "all"},
-    {"network": "r3d_18", "weights": "random:0", "clip_sampling": "hop=12,tail=shift"},
+    {
+        "network": "tests.extractors.tiny_networks:tiny_clips",
+        "label": "clips",
+        "weights": "random:0",
+        "clip_sampling": "frames=16,hop=12,tail=shift",
+    },
 ]
 
 
@@ -30,14 +35,14 @@ def together(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_clip(folder / "clips" / "short.mp4", seed=1, frames=10)
     write_clip(folder / "clips" / "long.mp4", seed=2, frames=45)
     summary = extract(folder / "clips", folder / "out", layout="together")
-    assert summary.pools.count("squeezenet1_1 r3d_18") == 1
+    assert summary.pools.count("squeezenet1_1 clips") == 1
     assert summary.frames_decoded == 10 + 45
     return folder / "out"
 
 
 def test_two_pools_give_the_rows_of_one(together: Path, tmp_path: Path) -> None:
     summary = extract(together.parent / "clips", tmp_path, layout="separate")
-    assert "[r3d_18]" in summary.pools
+    assert "[clips]" in summary.pools
     assert "[squeezenet1_1]" in summary.pools
     assert summary.frames_decoded == 10 + 45
     check_same_rows(features_by_key(tmp_path), features_by_key(together))
@@ -48,8 +53,6 @@ def test_a_long_video_in_segments_gives_the_rows_of_a_whole_one(together: Path, 
     assert summary.media == {"ok": 2}
     assert summary.frames_decoded > 10 + 45, "frames at the seams are decoded twice, so there were segments"
     check_same_rows(features_by_key(tmp_path), features_by_key(together))
-    mine = {
-        r["clip_index"]: r["frame_s"] for r in plain_glob(tmp_path) if r["model"] == "r3d_18" and "long" in r["uri"]
-    }
+    mine = {r["clip_index"]: r["frame_s"] for r in plain_glob(tmp_path) if r["model"] == "clips" and "long" in r["uri"]}
     assert mine[0][0] == 0.0
     assert list(mine) == sorted(mine)

@@ -145,6 +145,7 @@ def test_boxes_are_in_pixels_of_the_source(output: Path, pictures: dict[str, lis
             assert (len(row["feature"]), len(crop["feature"])) == (1024, 512)
 
 
+@pytest.mark.long
 def test_two_pools_and_segments_give_the_same_rows(output: Path, tmp_path: Path) -> None:
     summary = extract(output.parent / "clips", tmp_path, layout="separate", unit_mb=2)
     assert summary.frames_decoded > sum(FRAMES.values()), (

@@ -1,5 +1,6 @@
 """24 real files through two networks in one pass, held against a plain reference, feature by feature."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,31 +47,41 @@ TRUTH = {
 pytestmark = [pytest.mark.media, pytest.mark.ray]
 
 
+FRAMES = {"network": "squeezenet1_1"}
+CLIPS = {"network": "r3d_18", "weights": "random:0"}
+HOP = 96
+"""Between the starts of r3d_18's clips; where each clip of 16 follows the one before, it takes minutes."""
+
+
 @pytest.fixture(scope="module")
 def output(media_folder: Path, weights_folder: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    output = str(tmp_path_factory.mktemp("real"))
-    summary = featlib.extract(
-        featlib.ExtractConfig(
-            manifest=[str(media_folder)],
-            output=output,
-            dataset="real",
-            models=[
-                {"network": "squeezenet1_1", "weights": str(weights_folder / "squeezenet1_1-imagenet.pth")},
-                {"network": "r3d_18", "weights": "random:0"},
-            ],
-            **{**POOLS, "decode_workers": 2},
-        )
+    frames = {**FRAMES, "weights": str(weights_folder / "squeezenet1_1-imagenet.pth")}
+    summary, output = extract(
+        media_folder, tmp_path_factory.mktemp("real"), frames, {**CLIPS, "clip_sampling": f"hop={HOP}"}
     )
-    assert summary.exit_code == 0
-    assert summary.media == {"ok": 23, "partial": 1}
-    frames = [count for _, count in TRUTH.values()]
-    assert sum(map(in_clips, frames)) <= summary.frames_decoded <= sum(frames), "one pass serves both networks"
+    wanted, there = sum(in_clips(count, HOP) for _, count in TRUTH.values()), sum(count for _, count in TRUTH.values())
+    assert wanted <= summary.frames_decoded <= there, "one pass serves both networks"
     return output
 
 
-def in_clips(count: int) -> int:
-    """Of a file's frames those that r3d_18 reads: whole clips of 16, or one clip that is filled up."""
-    return count // 16 * 16 if count > 16 else count
+@pytest.fixture(scope="module")
+def every_clip(media_folder: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    summary, output = extract(media_folder, tmp_path_factory.mktemp("clips"), CLIPS)
+    assert sum(in_clips(count, 16) for _, count in TRUTH.values()) <= summary.frames_decoded
+    return output
+
+
+def extract(folder: Path, output: Path, *models: dict[str, str]) -> tuple[featlib.Summary, str]:
+    config = {"manifest": [str(folder)], "output": str(output), "dataset": "real", "models": models}
+    summary = featlib.extract(featlib.ExtractConfig(**config, **{**POOLS, "decode_workers": 2}))
+    assert summary.exit_code == 0
+    assert summary.media == {"ok": 23, "partial": 1}
+    return summary, str(output)
+
+
+def in_clips(count: int, hop: int) -> int:
+    """Of a file's frames those that r3d_18 reads: clips of 16 every ``hop`` frames, or one clip that is filled up."""
+    return ((count - 16) // hop + 1) * 16 if count > 16 else count
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +119,8 @@ def test_status_and_frame_count_of_every_file(output: str, label: str) -> None:
     assert {name: status for name, (status, _) in found.items()} == {
         name: status for name, (status, _) in TRUTH.items()
     }
-    for name, (_, decoded) in found.items():  # what is wanted by nobody at the end need not be
-        assert in_clips(TRUTH[name][1]) <= decoded <= TRUTH[name][1], name
+    for name, (_, decoded) in found.items():  # what is wanted by nobody need not be
+        assert in_clips(TRUTH[name][1], HOP) <= decoded <= TRUTH[name][1], name
 
 
 def rows_of(output: str, label: str) -> dict[str, pd.DataFrame]:
@@ -117,51 +128,63 @@ def rows_of(output: str, label: str) -> dict[str, pd.DataFrame]:
     return {Path(uri).name: rows.sort_values("clip_index") for uri, rows in table.groupby("uri")}
 
 
-@pytest.mark.parametrize("name", TRUTH)
+@dataclass(frozen=True)
+class Plain:
+    """A file as PyAV alone decodes it.
+
+    Args:
+        frames: Time in seconds and pixels of each.
+        end: Of the last frame, in seconds.
+    """
+
+    name: str
+    frames: list[tuple[float, np.ndarray]]
+    end: float
+
+
+@pytest.fixture(scope="module", params=TRUTH)
+def decoded(request: pytest.FixtureRequest, media_folder: Path) -> Plain:
+    """Each file once for all tests of it."""
+    return Plain(request.param, *plain.frames(media_folder / request.param))
+
+
 def test_every_frame_feature_is_that_of_the_plain_way(
-    output: str, media_folder: Path, networks: dict[str, torch.nn.Module], name: str
+    output: str, networks: dict[str, torch.nn.Module], decoded: Plain
 ) -> None:
-    rows = rows_of(output, "squeezenet1_1")[name]
-    decoded, end = plain.frames(media_folder / name)
-    picked = plain.shown_each_second([t for t, _ in decoded], end)
-    if TRUTH[name][0] == "partial":
+    rows = rows_of(output, "squeezenet1_1")[decoded.name]
+    picked = plain.shown_each_second([t for t, _ in decoded.frames], decoded.end)
+    if TRUTH[decoded.name][0] == "partial":
         picked = picked[: len(rows)]
-    assert [i for frames in rows.frame_s for i in frames] == pytest.approx([decoded[i][0] for i in picked], abs=1e-6)
+    times = [decoded.frames[i][0] for i in picked]
+    assert [i for frames in rows.frame_s for i in frames] == pytest.approx(times, abs=1e-6)
     for i, feature in zip(picked, rows.feature, strict=True):
-        reference = plain.squeezenet(networks["squeezenet1_1"], decoded[i][1])
+        reference = plain.squeezenet(networks["squeezenet1_1"], decoded.frames[i][1])
         assert plain.relative_l2(feature, reference) < TOLERANCE
 
 
-def check_clips(output: str, folder: Path, network: torch.nn.Module, name: str, every: int) -> int:
-    rows = rows_of(output, "r3d_18")[name]
-    decoded, _ = plain.frames(folder / name)
-    clips = list(plain.windows(len(decoded), 16))
-    assert len(rows) == len(clips)
-    checked = 0
-    for k in range(0, len(clips), every):
-        row = rows.iloc[k]
-        kept = sorted(set(clips[k]))
-        assert list(row.frame_s) == pytest.approx([decoded[i][0] for i in kept], abs=1e-6)
+def check_clips(output: str, network: torch.nn.Module, decoded: Plain, hop: int) -> None:
+    rows = rows_of(output, "r3d_18")[decoded.name]
+    clips = list(plain.windows(len(decoded.frames), 16, hop))
+    assert len(rows) == len(clips) >= 1
+    for row, clip in zip(rows.itertuples(), clips, strict=True):
+        kept = sorted(set(clip))
+        assert list(row.frame_s) == pytest.approx([decoded.frames[i][0] for i in kept], abs=1e-6)
         assert row.padded_frames == 16 - len(kept)
-        reference = plain.r3d(network, [decoded[i][1] for i in clips[k]])
+        reference = plain.r3d(network, [decoded.frames[i][1] for i in clip])
         assert plain.relative_l2(row.feature, reference) < TOLERANCE
-        checked += 1
-    return checked
 
 
-@pytest.mark.parametrize("name", TRUTH)
 def test_clip_features_are_those_of_the_plain_way(
-    output: str, media_folder: Path, networks: dict[str, torch.nn.Module], name: str
+    output: str, networks: dict[str, torch.nn.Module], decoded: Plain
 ) -> None:
-    assert check_clips(output, media_folder, networks["r3d_18"], name, every=6) >= 1
+    check_clips(output, networks["r3d_18"], decoded, HOP)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", TRUTH)
-def test_every_clip_feature_is_that_of_the_plain_way(
-    output: str, media_folder: Path, networks: dict[str, torch.nn.Module], name: str
+@pytest.mark.long
+def test_features_of_clips_without_gaps_are_those_of_the_plain_way(
+    every_clip: str, networks: dict[str, torch.nn.Module], decoded: Plain
 ) -> None:
-    assert check_clips(output, media_folder, networks["r3d_18"], name, every=1) >= 1
+    check_clips(every_clip, networks["r3d_18"], decoded, 16)
 
 
 def test_the_gate_refuses_the_next_frame_bgr_and_the_other_antialias(
@@ -196,7 +219,7 @@ def test_the_clip_gate_refuses_the_next_frame_bgr_and_the_other_antialias(
 
     antialiased = Antialiased(crop_size=(112, 112), resize_size=(128, 171), mean=plain.VIDEO.mean, std=plain.VIDEO.std)
     feature = rows_of(output, "r3d_18")["demo.mp4"].feature.iloc[2]
-    clip = [rgb for _, rgb in plain.frames(media_folder / "demo.mp4")[0][32:49]]
+    clip = [rgb for _, rgb in plain.frames(media_folder / "demo.mp4")[0][2 * HOP : 2 * HOP + 17]]
     network = networks["r3d_18"]
     assert plain.relative_l2(feature, plain.r3d(network, clip[:16])) < TOLERANCE
     wrong = {

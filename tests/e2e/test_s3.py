@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 MODELS = [
     {"network": "squeezenet1_1", "weights": "random:0", "frame_sampling": "every:4"},
-    {"network": "r3d_18", "weights": "random:0"},
+    {"network": "tests.extractors.tiny_networks:tiny_clips", "label": "clips", "weights": "random:0"},
 ]
 COMMON = {"dataset": "d", "models": MODELS, "shard_items": 2, "max_failed": 0.5, **POOLS}
 
@@ -46,7 +46,7 @@ def upload(server: Any, disk: Path) -> str:
 
 def rows(url: str, endpoint_url: str | None = None) -> dict[Any, Any]:
     found = {}
-    for model in ("squeezenet1_1", "r3d_18"):
+    for model in ("squeezenet1_1", "clips"):
         features = featlib.open_features(url, dataset="d", model=model, endpoint_url=endpoint_url)
         for row, value in zip(features.to_pandas().itertuples(), features.to_numpy(), strict=True):
             found[model, row.uri.rpartition("/")[2], row.clip_index, row.region_index] = value
@@ -67,7 +67,7 @@ def test_the_same_rows_from_s3_to_s3_as_from_disk_to_disk(s3_server: Any, s3_env
     assert summary.media == {"ok": 3, "failed": 1}
     check_same_rows(rows(f"s3://{bucket}/out", s3_server.endpoint_url), rows(str(disk)), tolerance=0.0)
     outcomes = featlib.open_features(
-        f"s3://{bucket}/out", dataset="d", model="r3d_18", endpoint_url=s3_server.endpoint_url
+        f"s3://{bucket}/out", dataset="d", model="clips", endpoint_url=s3_server.endpoint_url
     ).outcomes()
     by_name = outcomes.set_index(outcomes.uri.str.rpartition("/")[2])
     assert by_name.loc["broken.mp4", "error_class"] == "unknown_format"

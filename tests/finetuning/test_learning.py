@@ -1,4 +1,5 @@
-"""Fine-tuning learns: real training on generated pictures and videos from random weights, three seeds."""
+"""Fine-tuning learns: real training on generated pictures and videos from random weights, three seeds (two of them in
+`make long`)."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from featlib.finetuning import FinetuneResult, finetune
 from featlib.train_config import FinetuneConfig
 from tests.finetuning.make import moving_bar, write_manifest, write_pictures, write_video
 
-SEEDS = [0, 1, 2]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
 # The statistics of batch normalisation follow weights that begin at random with a delay, so that the validation loss
 # rises before it falls: patience is as long as the training.
 SETTINGS = {"optimizer": "adam", "epochs": 14, "patience": 14}
@@ -72,7 +73,7 @@ def test_contrastive_training_brings_one_class_together(tmp_path: Path, seed: in
     assert result.test["recall_at_1"] >= 0.9
 
 
-@pytest.mark.full
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_network_of_clips_learns_the_direction_of_motion(tmp_path: Path, seed: int) -> None:
     """The classes show the same frames in opposite order."""

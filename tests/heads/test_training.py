@@ -1,4 +1,4 @@
-"""Heads learn what pooling cannot: real training, a few seconds each, three seeds."""
+"""Heads learn what pooling cannot: real training, a few seconds each, on three seeds (two of them in `make long`)."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from featlib.heads.training import TrainSettings, Videos, fit, padded, probabili
 from featlib.train_config import TrainConfig
 from tests.heads.videos import D, many_classes, moving, planted
 
-SEEDS = [0, 1, 2]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
 _SETTINGS = tuple(TrainSettings.__dataclass_fields__)
 
 
