@@ -113,7 +113,7 @@ def _timed(steps: dict[str, float]) -> Iterator[None]:
         return measured
 
     with (
-        mock.patch.object(decode, "upright_rgb", timed("to RGB", decode.upright_rgb)),
+        mock.patch.object(decode.UprightRgb, "__call__", timed("to RGB", decode.UprightRgb.__call__)),
         mock.patch.object(PixelStore, "put", timed("resize, crop and store", PixelStore.put)),
     ):
         yield

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 VOP_START = b"\x00\x00\x01\xb6"  # ISO/IEC 14496-2 section 6.2.1, vop_start_code
-NOT_CODED_BYTES = 10  # a VOP with vop_coded = 0 takes 7 or 8; the smallest picture of 80 macroblocks takes more
+# A VOP with vop_coded = 0 takes 7 or 8 bytes; the smallest P picture of 80 macroblocks takes more, a bit for each. A B
+# picture where nothing moves takes no more than its header.
+NOT_CODED_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,11 @@ class Vops:
 
 def coded_vops(data: bytes) -> Vops:
     """The coded pictures of an MPEG-4 part 2 packet; none in a placeholder packet."""
-    if len(data) <= NOT_CODED_BYTES:
-        return Vops("")
     types, at = "", data.find(VOP_START)
     while 0 <= at < len(data) - len(VOP_START):
         types += "IPBS"[data[at + len(VOP_START)] >> 6]
         at = data.find(VOP_START, at + len(VOP_START))
-    return Vops(types)
+    return Vops(types if types == "B" or len(data) > NOT_CODED_BYTES else "")
 
 
 def display_order(types: str) -> list[int]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featlib.errors import MediaError, TransientError
-from featlib.media.convert import upright_rgb
+from featlib.media.convert import UprightRgb
 from featlib.media.envelope import missing_bytes
 from featlib.media.frames import DecodeReport, NoKeyframeError, decode_run
-from featlib.media.images import is_image, read_image
+from featlib.media.images import is_image, read_image, refuse_heif
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.limits import Limits
 from featlib.media.pixels import Allocate, PixelStore, allocate_arrays
@@ -103,9 +103,10 @@ def _decode(job: _Job, store_options: StoreOptions) -> Decoded:
     file = open_media(job.item.uri, store_options)
     try:
         job.progress()
-        source = load(file)
+        source = load(file, job.progress)
         job.progress()
         job.facts = MediaFacts(size=source.size, etag=source.etag)
+        refuse_heif(source)
         return _decode_image(job, source) if is_image(source) else _decode_video(job, source)
     finally:
         file.close()
@@ -121,7 +122,7 @@ def _decode_image(job: _Job, source: Source) -> Decoded:
     time_range = TimeRange.of(job.item.start_s, job.item.end_s)
     if (time_range.start_s or 0) > 0 or (time_range.end_s is not None and time_range.end_s <= 0):
         raise MediaError("empty_range", f"no frame {time_range}; an image has one, at 0 s")
-    rgb = read_image(source, job.limits.max_pixels)
+    rgb = read_image(source, job.limits.max_pixels, job.progress)
     job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1], frames_decoded=1)
     specs = pixel_specs(wants)
     store = PixelStore({key: np.zeros(1, dtype=np.int64) for key in specs}, specs, job.allocate)
@@ -232,7 +233,7 @@ def _read_from_keyframes(
 
 def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadPlan) -> tuple[PixelStore, DecodeReport]:
     store = PixelStore(plan.frames, pixel_specs(job.wants), job.allocate)
-    report = DecodeReport()
+    report, to_rgb = DecodeReport(), UprightRgb(job.limits.max_pixels)
     wanted = set(plan.wanted.tolist())
     num_outside = 0
     for ordinal, frame in _decoded_frames(reader, index, plan, report):
@@ -240,7 +241,7 @@ def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadP
         num_outside += not plan.low <= ordinal < plan.high
         if ordinal in wanted:
             report.num_wanted += 1
-            rgb = upright_rgb(frame, job.limits.max_pixels)
+            rgb = to_rgb(frame)
             if (job.facts.height, job.facts.width) != rgb.shape[:2]:
                 job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
             store.put(ordinal, rgb)
@@ -258,7 +259,8 @@ def _decoded_frames(
         yield from decode_run(reader, index, plan.whole, report)
         return
     is_wanted = np.zeros(len(index.packets.pts), dtype=np.bool_)
-    is_wanted[index.packet_of[plan.wanted]] = True
+    wanted = index.packet_of[plan.wanted]
+    is_wanted[wanted] = is_wanted[index.packets.stop_of(wanted) - 1] = True
     for run in plan.runs:
         yield from decode_run(reader, index, run, report, is_wanted)
         if report.message is not None:

@@ -3,20 +3,37 @@
 import io
 import struct
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from featlib.errors import MediaError
 from featlib.media.open import check_pixels
-from featlib.media.source import Source
+from featlib.media.source import Source, read_whole
 
 MAX_FILE_BYTES = 512 << 20
 HEAD_BYTES = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
-_PILLOW_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError)
+# fmt: off
+_PILLOW_ERRORS = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError,
+    struct.error,
+)
+# fmt: on
+_ORIENTATION = 0x0112  # Exif 3.0 section 4.6.5.1
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
 def is_image(source: Source) -> bool:
@@ -33,7 +50,18 @@ def is_image(source: Source) -> bool:
     )
 
 
-def read_image(source: Source, max_pixels: int) -> npt.NDArray[np.uint8]:
+def refuse_heif(source: Source) -> None:
+    """FFmpeg takes the tiles of a HEIF photograph for videos, the first of them for the picture.
+
+    Raises:
+        MediaError: ``unsupported_codec``.
+    """
+    head = source.head(12)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        raise MediaError("unsupported_codec", "a HEIF picture; convert it to JPEG or PNG first")
+
+
+def read_image(source: Source, max_pixels: int, progress: Callable[[], None] = lambda: None) -> npt.NDArray[np.uint8]:
     """(height, width, 3) RGB, turned as its EXIF says.
 
     Colour is what Pillow's ``convert("RGB")`` gives, which torchvision's image folders use too: transparency is
@@ -45,19 +73,31 @@ def read_image(source: Source, max_pixels: int) -> npt.NDArray[np.uint8]:
     """
     if source.size is not None and source.size > MAX_FILE_BYTES:
         raise MediaError("too_large", f"an image file of {source.size} bytes; the limit is {MAX_FILE_BYTES}")
-    data = source.at(0, MAX_FILE_BYTES)
-    if source.size is not None and len(data) < source.size:
-        raise MediaError("truncated", f"the store gave {len(data)} of {source.size} bytes", retryable=True)
+    source.file.seek(0)
+    data = read_whole(source.file, MAX_FILE_BYTES, progress)
+    given = data.getbuffer().nbytes
+    if source.size is not None and given < source.size:
+        raise MediaError("truncated", f"the store gave {given} of {source.size} bytes", retryable=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # max_pixels is the rule here, and odd metadata is no outcome
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(data, formats=_FORMATS) as image:
                 check_pixels(image.width, image.height, max_pixels)
-                return _rgb(ImageOps.exif_transpose(image))
+                image.load()
+                return _rgb(_upright(image))
     except Image.DecompressionBombError as error:
         raise MediaError("too_large", f"the image has too many pixels ({error})") from error
-    except (*_PILLOW_ERRORS, struct.error) as error:
+    except _PILLOW_ERRORS as error:
         raise _image_error(error) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, where that can be read; Pillow's own way writes the EXIF anew and stumbles over more."""
+    try:
+        way = _UPRIGHT_BY.get(image.getexif().get(_ORIENTATION))
+    except _PILLOW_ERRORS:
+        return image
+    return image if way is None else image.transpose(way)
 
 
 def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
 from featlib.media.envelope import missing_bytes
+from featlib.media.fields import SecondFields
 from featlib.media.open import AV_ERRORS, OpenVideo, said
 from featlib.media.source import Source
 from featlib.media.times import Bools, FrameTimes, Int64s
@@ -37,11 +38,13 @@ class Packets:
         duration: Ticks; 0 where the packet does not say.
         is_key: Flagged as a keyframe.
         is_damaged: The container says that bytes are missing in it.
-        num_frames: Frames that the packet adds to the presentation: 0 for hidden, discarded and placeholder packets.
+        num_frames: Frames that the packet adds to the presentation: 0 for hidden, discarded and placeholder packets
+            and for second fields.
         offset: Of the first byte in the file; -1 where the container does not say.
         codec: FFmpeg's canonical name.
-        vop_types: The coded pictures, for MPEG-4 part 2 in AVI only; else empty.
+        vop_types: The coded pictures, for MPEG-4 part 2 in AVI, or as AVI has it, only; else empty.
         failure: What stopped reading before the end, if anything did.
+        is_second: The second field of the picture that the packet before it began; None where there are no such.
     """
 
     pts: Int64s
@@ -55,6 +58,13 @@ class Packets:
     codec: str
     vop_types: str
     failure: str | None
+    is_second: Bools | None = None
+
+    def stop_of(self, packets: Int64s) -> Int64s:
+        """For pictures that begin in these packets, the packet behind their last one."""
+        if self.is_second is None:
+            return packets + 1
+        return packets + 1 + np.append(self.is_second[1:], False)[packets]
 
 
 @dataclass(frozen=True)
@@ -112,21 +122,38 @@ def read_index(
     if not packets.num_frames.any():
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
     cut = _cut(video, source, packets)
-    if video.format == "avi" and _has_b_frames(video, packets):
-        return _counted(packets, video.stream.time_base or Fraction(1, 25), Fraction(0), cut)
+    if is_timed_by_decoding(video) and _has_b_frames(video, packets):
+        if video.format == "avi":
+            return _counted(packets, video.stream.time_base or Fraction(1, 25), Fraction(0), cut)
+        return _counted_at_rate(video, packets, cut)
     return timed(video, packets, cut)
+
+
+def is_timed_by_decoding(video: OpenVideo) -> bool:
+    """Whether packets are timed in the order in which they are decoded: in AVI, and in Matroska for the tracks that
+    it takes over from AVI (V_MS/VFW/FOURCC), which alone have a codec tag there."""
+    if not video.format.startswith("matroska"):
+        return video.format == "avi"
+    try:
+        return video.stream.codec_context.codec_tag.strip("\0") != ""
+    except UnicodeDecodeError:
+        return True
 
 
 def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", progress: Callable[[], None]) -> Packets:
     rows: list[tuple[int, ...]] = []
     types: list[str] = []
     failure = None
-    codec, is_avi = video.codec, video.format == "avi"
+    codec, is_avi = video.codec, is_timed_by_decoding(video)
+    fields = _fields(video)
     try:
         for packet in demuxed:
             if not packet.size:
                 continue
             num_frames = 0 if packet.is_discard else 1
+            is_second = fields is not None and fields.is_second(bytes(packet))
+            if is_second:
+                num_frames = 0
             if codec == "mpeg4" and is_avi:
                 types.append(coded_vops(bytes(packet)).types)
                 num_frames = len(types[-1])
@@ -142,6 +169,7 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
                     packet.is_corrupt,
                     num_frames,
                     -1 if packet.pos is None else packet.pos,
+                    is_second,
                 )
             )
             progress()
@@ -151,12 +179,22 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
         failure = said(error)
     if video.reader.failure is not None:
         raise video.reader.failure
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 8).T.copy()
-    pts, dts, size, duration, is_key, is_damaged, frames, offset = columns
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 9).T.copy()
+    pts, dts, size, duration, is_key, is_damaged, frames, offset, is_second = columns
     if types and len(types[-1]) > 1:  # the second picture of a packed packet comes out with the packet behind it
         types[-1], frames[-1] = types[-1][:1], 1
+    is_key &= 1 - is_second
+    duration[:-1] += is_second[1:] * duration[1:]
     flags = is_key.astype(np.bool_), is_damaged.astype(np.bool_)
-    return Packets(pts, dts, size, duration, *flags, frames, offset, codec, "".join(types), failure)
+    seconds = is_second.astype(np.bool_) if is_second.any() else None
+    return Packets(pts, dts, size, duration, *flags, frames, offset, codec, "".join(types), failure, seconds)
+
+
+def _fields(video: OpenVideo) -> SecondFields | None:
+    """Where FFmpeg itself cuts the stream into packets; elsewhere a packet is what the container has: a whole frame."""
+    if video.codec != "h264" or video.format not in ("mpegts", "mpeg"):
+        return None
+    return SecondFields(video.stream.codec_context.extradata)
 
 
 def _cut(video: OpenVideo, source: Source, packets: Packets) -> str | None:
@@ -181,12 +219,16 @@ def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
     pts = packets.pts[order]
     moved = np.abs(np.argsort(np.argsort(packets.pts[shown], kind="stable")) - np.arange(len(shown)))
     if pts[0] == NO_PTS or (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
-        rate = video.stream.average_rate or video.stream.guessed_rate or Fraction(25)
-        known = packets.pts[packets.pts != NO_PTS]
-        start_s = (int(known[0]) if len(known) else 0) * time_base
-        return _counted(packets, 1 / rate, start_s, cut)
+        return _counted_at_rate(video, packets, cut)
     times = FrameTimes(pts, _end_pts(video, pts, int(packets.duration[order[-1]])), packets.is_key[order], time_base)
     return PacketIndex(times, packets, order, False, cut)
+
+
+def _counted_at_rate(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
+    rate = video.stream.average_rate or video.stream.guessed_rate or Fraction(25)
+    known = packets.pts[packets.pts != NO_PTS]
+    start_s = (int(known[0]) if len(known) else 0) * (video.stream.time_base or Fraction(1, 25))
+    return _counted(packets, 1 / rate, start_s, cut)
 
 
 def _without_leading(packets: Packets, shown: Int64s) -> Int64s:

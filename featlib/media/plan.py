@@ -154,7 +154,7 @@ def _can_step_over(index: PacketIndex) -> bool:
 
 def _runs(index: PacketIndex, wanted: Int64s) -> tuple[Run, ...]:
     """The stretches that hold all wanted frames, each from its keyframe to its last wanted packet."""
-    starts, stops = start_packets(index, wanted), index.packet_of[wanted] + 1
+    starts, stops = start_packets(index, wanted), index.packets.stop_of(index.packet_of[wanted])
     runs: list[Run] = []
     for start in np.unique(starts).tolist():
         of_start = starts == start

@@ -11,6 +11,7 @@ from featlib.errors import FeatlibError
 
 SLURP_BYTES = 32 << 20
 READ_AT_ONCE_BYTES = 1 << 20  # one block of a store; a smaller part would save no time
+_STEP_BYTES = 8 << 20  # as much as a store is asked for in one request
 
 
 class MediaFile(Protocol):
@@ -125,7 +126,17 @@ class Source:
         return SourceReader(self, progress)
 
 
-def load(file: MediaFile) -> Source:
+def read_whole(file: io.BytesIO | MediaFile, most: int, progress: Callable[[], None]) -> io.BytesIO:
+    """Up to ``most`` bytes from where the file stands, at its start; ``progress`` is called after each request."""
+    data = io.BytesIO()
+    while part := file.read(min(_STEP_BYTES, most - data.tell())):
+        data.write(part)
+        progress()
+    data.seek(0)
+    return data
+
+
+def load(file: MediaFile, progress: Callable[[], None] = lambda: None) -> Source:
     """Takes small objects into memory, leaves large ones where they are.
 
     Of an MP4 often only a part is needed, which its tables tell once it is open: from ``READ_AT_ONCE_BYTES`` on it
@@ -138,7 +149,8 @@ def load(file: MediaFile) -> Source:
         if in_place.head(8)[4:] == b"ftyp":
             return in_place
         file.seek(0)
-    data = file.read(SLURP_BYTES + 1)
-    if len(data) > SLURP_BYTES:
+    data = read_whole(file, SLURP_BYTES + 1, progress)
+    size = data.getbuffer().nbytes
+    if size > SLURP_BYTES:
         return Source(file, file.size, file.etag)
-    return Source(io.BytesIO(data), len(data) if file.size is None else file.size, file.etag)
+    return Source(data, size if file.size is None else file.size, file.etag)

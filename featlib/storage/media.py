@@ -30,16 +30,17 @@ def open_media(uri: str, options: StoreOptions = DEFAULT_OPTIONS) -> MediaFile:
         TransientError: The store did not answer within the deadline; also raised while reading.
     """
     url = _checked_media(uri)
-    if not is_s3(url):
-        return _in_media_words(url, lambda: _open_local(url, options))
-    info = stat_media(url, options)
-    if info.size == 0:
-        raise MediaError("empty_file", f"{redact(url)}: no bytes")
-    file = remote_file(info, options)
+    if is_s3(url):
+        info = stat_media(url, options)
+        if info.size == 0:
+            raise MediaError("empty_file", f"{redact(url)}: no bytes")
+        file = remote_file(info, options)
+    else:
+        file = _in_media_words(url, lambda: _open_local(url, options))
     return RangeFile(
         lambda start, stop: _in_media_words(url, lambda: _read_at(file, start, stop)),
-        info.size,
-        info.etag,
+        file.size,
+        file.etag,
         file.close,
         file.expect,
     )

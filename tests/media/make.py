@@ -1,6 +1,7 @@
 """Small videos with known content and times, written with PyAV."""
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def write_video(
     start: int = 0,
     audio: bool = False,
     pixel_format: str = "yuv420p",
+    shows: Callable[[int], int] = lambda i: i,
 ) -> Path:
-    """Writes ``picture(0)`` … ``picture(frames - 1)``; ``pts`` count in ``1 / rate``."""
+    """Writes ``picture(shows(0))`` … ``picture(shows(frames - 1))``; ``pts`` count in ``1 / rate``."""
     with av.open(str(path), "w", container_options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
@@ -49,7 +51,7 @@ def write_video(
         if audio:
             _add_tone(container, frames / rate)
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(shows(i), *size), format="rgb24")
             frame.pts = start + (i if pts is None else pts[i])
             frame.time_base = 1 / rate
             container.mux(stream.encode(frame))
@@ -70,6 +72,43 @@ def write_audio(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         _add_tone(container, Fraction(1))
     return path
+
+
+def with_matrix(path: Path, matrix: tuple[int, int, int, int], to: Path) -> Path:
+    """A copy of an MP4 whose picture at (x, y) is to be shown at (a x + c y, b x + d y): ISO/IEC 14496-12, tkhd."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    at = data.index(b"tkhd") + 4 + 36
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    to.write_bytes(data)
+    return to
+
+
+def as_avi_in_matroska(avi: Path, to: Path) -> Path:
+    """The packets of an AVI in a Matroska track as tools take it over: BITMAPINFOHEADER, times in decode order."""
+    with av.open(str(avi)) as container:
+        stream = container.streams.video[0]
+        width, height, rate = stream.width, stream.height, stream.average_rate or Fraction(20)
+        found = [(bytes(p), p.is_keyframe) for p in container.demux(stream) if p.size]
+    header = struct.pack("<IiiHH4sIiiII", 40, width, height, 1, 24, b"XVID", width * height * 3, 0, 0, 0, 0)
+    track = _ebml(0xD7, b"\1") + _ebml(0x73C5, b"\1") + _ebml(0x83, b"\1") + _ebml(0x86, b"V_MS/VFW/FOURCC")
+    track += _ebml(0x63A2, header) + _ebml(0x23E383, int(10**9 / rate).to_bytes(4, "big"))
+    track += _ebml(0xE0, _ebml(0xB0, width.to_bytes(2, "big")) + _ebml(0xBA, height.to_bytes(2, "big")))
+    blocks = b""
+    for i, (data, is_key) in enumerate(found):
+        block = b"\x81" + struct.pack(">hB", round(1000 * i / rate), 0x80 * is_key) + data
+        blocks += _ebml(0xA3, block)
+    info = _ebml(0x1549A966, _ebml(0x2AD7B1, (10**6).to_bytes(4, "big")))
+    cluster = _ebml(0x1F43B675, _ebml(0xE7, b"\0") + blocks)
+    kind = _ebml(0x4282, b"matroska") + _ebml(0x4287, b"\4") + _ebml(0x4285, b"\2")
+    tracks = _ebml(0x1654AE6B, _ebml(0xAE, track))
+    to.write_bytes(_ebml(0x1A45DFA3, kind) + _ebml(0x18538067, info + tracks + cluster))
+    return to
+
+
+def _ebml(name: int, data: bytes) -> bytes:
+    """An element with its length in eight bytes; RFC 8794."""
+    return name.to_bytes((name.bit_length() + 7) // 8, "big") + b"\x01" + len(data).to_bytes(7, "big") + data
 
 
 def decoded(path: Path) -> list[npt.NDArray[np.uint8]]:

@@ -84,6 +84,24 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(_pixels(decode(path)), upright)
 
 
+def test_a_picture_with_broken_exif_is_a_picture(tmp_path: Path) -> None:
+    """Nobody knows how it is turned; its pixels are sound."""
+    path = tmp_path / "a.jpg"
+    _picture(scale=16).save(path, quality=95, dpi=(72, 72), exif=b"Exif\0\0rubbish!")
+    assert np.array_equal(_pixels(decode(path)), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_heif_photograph_is_refused_in_words(tmp_path: Path, videos: dict[str, Path], brand: bytes) -> None:
+    """FFmpeg would give its first tile. Here it is a sound video under the brand of one."""
+    data = videos["hevc"].read_bytes()
+    assert data[4:8] == b"ftyp"
+    (tmp_path / "a.heic").write_bytes(data[:8] + brand + data[12:])
+    result = decode(tmp_path / "a.heic")
+    assert (result.status, result.error_class) == ("failed", "unsupported_codec")
+    assert "HEIF" in str(result.error_message)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
 def test_other_modes_become_rgb_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.png"

@@ -1,6 +1,8 @@
 """The store as a source of trouble: failing reads, early ends, large objects that stay where they are."""
 
+import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +104,34 @@ def test_small_objects_are_taken_into_memory() -> None:
     assert not hasattr(held.reader(lambda: None), "name")
 
 
+def test_a_small_object_is_taken_in_steps_that_count_as_progress() -> None:
+    """Requests of a slow store may take long one by one; together they may take longer than a stall."""
+    steps: list[int] = []
+    held = load(StubFile(bytes(20 << 20)), lambda: steps.append(1))
+    assert held.size == 20 << 20
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("size_limit", [source.SLURP_BYTES, 64], ids=["in memory", "in place"])
+def test_a_disk_that_goes_away_is_not_the_medias_fault(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, size_limit: int
+) -> None:
+    """The server of a mounted folder ends after the file was opened."""
+    monkeypatch.setattr(source, "SLURP_BYTES", size_limit)
+    monkeypatch.setattr(decode_module, "_recent", type(decode_module._recent)())
+    pread, reads = os.pread, []
+
+    def gone(descriptor: int, size: int, start: int) -> bytes:
+        reads.append(start)
+        if size_limit == 64 and len(reads) < 4:
+            return pread(descriptor, size, start)
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(os, "pread", gone)
+    result = decode(videos["mkv"])
+    assert (result.status, result.error_class, result.retryable) == ("failed", "store_unavailable", True)
+
+
 def test_a_seek_that_lands_elsewhere_falls_back_to_the_start(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +179,7 @@ def test_coded_pictures_of_a_packet() -> None:
     assert coded_vops(start + b"\x00" + filler).types == "I"
     assert coded_vops(start + b"\x40" + filler + start + b"\x80" + filler).types == "PB"
     assert coded_vops(start + b"\x50").types == ""  # a placeholder: vop_coded is 0
+    assert coded_vops(start + b"\x98\x8b\xc7").types == "B"  # one in which nothing moves
     assert coded_vops(b"\x7f").count == 0
     assert [vp8_is_shown(0x10), vp8_is_shown(0x01)] == [True, False]
 

@@ -1,5 +1,6 @@
 """Presentation times as files give them: late starts, variable rate, AVI, hidden frames, splices."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import decoded, picture, write_video
+from tests.media.make import as_avi_in_matroska, decoded, packets, picture, with_matrix, write_video
 
 
 def _starts(path: Path, **keys: float) -> list[float]:
@@ -42,6 +43,27 @@ def test_avi_frames_are_one_period_apart_in_the_order_of_motion(videos: dict[str
     assert [clip.start_s for clip in result.clips["m"]] == [i / 20 for i in range(40)]
     bars = [int(np.argmin(np.abs(frame[60].astype(int) - 255).sum(axis=-1))) for frame in result.frames[WHOLE.key]]
     assert all(abs(bar - 7 * i % 152) <= 8 for i, bar in enumerate(bars))
+
+
+@pytest.mark.parametrize("still", [range(40), range(8, 22)], ids=["all", "a stretch"])
+def test_an_avi_in_which_nothing_moves_has_all_its_frames(tmp_path: Path, still: range) -> None:
+    """A B picture of nothing new is as short as the empty packets that stand for no picture."""
+    path = tmp_path / "still.avi"
+    write_video(path, codec="mpeg4", b_frames=2, shows=lambda i: still[0] if i in still else i)
+    assert min(size for _, size, _, _ in packets(path)) <= 10
+    plain = decoded(path)
+    result = decode(path)
+    assert (result.status, len(result.clips["m"]), len(plain)) == ("ok", 40, 40)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], plain))
+
+
+def test_matroska_with_a_track_of_avi_is_timed_like_an_avi(videos: dict[str, Path], tmp_path: Path) -> None:
+    """Its times go with the order of decoding; FFmpeg's frames then change places."""
+    path = as_avi_in_matroska(videos["avi_b"], tmp_path / "vfw.mkv")
+    result = decode(path)
+    assert (result.status, len(result.clips["m"])) == ("ok", 40)
+    assert [clip.start_s for clip in result.clips["m"]] == pytest.approx([i / 20 for i in range(40)], abs=0.001)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], decode(videos["avi_b"]).frames[WHOLE.key]))
 
 
 def test_keyframes_of_an_avi_with_b_frames_stand_where_they_are_shown(videos: dict[str, Path]) -> None:
@@ -107,3 +129,41 @@ def test_sound_beside_the_picture_changes_nothing(tmp_path: Path, videos: dict[s
     ours, plain = decode(loud), decode(videos["mkv"])
     assert [c.frame_s for c in ours.clips["m"]] == [c.frame_s for c in plain.clips["m"]]
     assert np.array_equal(ours.frames[WHOLE.key], plain.frames[WHOLE.key])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda a: a),
+        ((0, 1, -1, 0), lambda a: np.rot90(a, -1)),
+        ((-1, 0, 0, -1), lambda a: a[::-1, ::-1]),
+        ((0, -1, 1, 0), lambda a: np.rot90(a, 1)),
+        ((-1, 0, 0, 1), lambda a: a[:, ::-1]),
+        ((1, 0, 0, -1), lambda a: a[::-1]),
+        ((0, 1, 1, 0), lambda a: a.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda a: a[::-1, ::-1].transpose(1, 0, 2)),
+        ((0, 0, 0, 0), lambda a: a),
+    ],
+    ids=[
+        "upright",
+        "clockwise",
+        "half",
+        "counterclockwise",
+        "mirrored",
+        "flipped",
+        "across",
+        "anti-across",
+        "nonsense",
+    ],
+)
+def test_pictures_are_turned_and_mirrored_as_their_matrix_says(
+    videos: dict[str, Path],
+    tmp_path: Path,
+    matrix: tuple[int, int, int, int],
+    shown: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    path = with_matrix(videos["plain"], matrix, tmp_path / "turned.mp4")
+    frames = decode(path, want("every:13")).frames[WHOLE.key]
+    plain = decode(videos["plain"], want("every:13")).frames[WHOLE.key]
+    assert len(frames) == len(plain) == 4
+    assert all(np.array_equal(frame, shown(upright)) for frame, upright in zip(frames, plain, strict=True))

@@ -1,0 +1,155 @@
+"""Interlaced H.264 whose fields come in packets of their own (PAFF), as cameras and broadcasts have it.
+
+No encoder at hand makes such streams, so one is written here by hand: pictures of grey, each pixel as it is (I_PCM).
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from featlib.media.fields import SecondFields
+from tests.media.conftest import WHOLE, decode, want
+from tests.media.make import decoded, packets
+
+WIDTH, HEIGHT = 32, 64
+IDR_EVERY = 10
+
+
+class Writer:
+    """A NAL unit, bit by bit."""
+
+    def __init__(self, kind: int, importance: int = 3) -> None:
+        self._bits = f"{importance << 5 | kind:08b}"
+
+    def bits(self, value: int, count: int) -> "Writer":
+        self._bits += f"{value:0{count}b}"
+        return self
+
+    def unsigned(self, *values: int) -> "Writer":
+        for value in values:
+            code = f"{value + 1:b}"
+            self._bits += "0" * (len(code) - 1) + code
+        return self
+
+    def whole(self, data: bytes) -> "Writer":
+        self._bits += "0" * (-len(self._bits) % 8) + "".join(f"{b:08b}" for b in data)
+        return self
+
+    def done(self) -> bytes:
+        """With the trailing bits, emulation prevented, behind a start code."""
+        text = self._bits + "1"
+        text += "0" * (-len(text) % 8)
+        out, zeros = bytearray(), 0
+        for byte in int(text, 2).to_bytes(len(text) // 8, "big"):
+            if zeros >= 2 and byte <= 3:
+                out.append(3)
+                zeros = 0
+            out.append(byte)
+            zeros = zeros + 1 if byte == 0 else 0
+        return b"\0\0\0\1" + bytes(out)
+
+
+def parameter_sets() -> bytes:
+    """Main profile, level 3, fields allowed, output in the order of decoding."""
+    sequence = Writer(7).bits(77, 8).bits(0, 8).bits(30, 8).unsigned(0, 0, 2, 1).bits(0, 1)
+    sequence.unsigned(WIDTH // 16 - 1, HEIGHT // 32 - 1).bits(0b00100, 5)
+    picture = Writer(8).unsigned(0, 0).bits(0, 2).unsigned(0, 0, 0).bits(0, 3).unsigned(0, 0, 0).bits(0b100, 3)
+    return sequence.done() + picture.done()
+
+
+def field(i: int, parity: int, grey: int) -> bytes:
+    """One field of frame ``i``; every tenth frame begins anew."""
+    is_idr = i % IDR_EVERY == 0 and parity == 0
+    slice_ = Writer(5 if is_idr else 1).unsigned(0, 7, 0).bits(i % IDR_EVERY, 4).bits(1, 1).bits(parity, 1)
+    if is_idr:
+        slice_.unsigned(i // IDR_EVERY % 2).bits(0, 2)
+    else:
+        slice_.bits(0, 1)
+    slice_.unsigned(0, 1)
+    for _ in range(WIDTH // 16 * HEIGHT // 32):
+        slice_.unsigned(25).whole(bytes([grey] * 256 + [128] * 128))
+    return slice_.done()
+
+
+def write_fields(path: Path, frames: int, *, apart: bool) -> Path:
+    """A transport stream; the fields of a frame lie together under one time stamp, or ``apart`` under one each."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for i in range(frames):
+            first, second = (field(i, parity, 30 + 4 * i + parity) for parity in (0, 1))
+            if i % IDR_EVERY == 0:
+                first = parameter_sets() + first
+            for place, data in enumerate((first, second) if apart else (first + second,)):
+                packet = av.Packet(data)
+                packet.stream, packet.time_base = stream, Fraction(1, 50)
+                packet.pts = packet.dts = 2 * i + place
+                packet.is_keyframe = i % IDR_EVERY == 0 and place == 0
+                container.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["apart", "together"])
+def stream(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fields(tmp_path_factory.mktemp("fields") / "a.ts", 40, apart=request.param)
+
+
+def test_the_stream_is_one_of_fields(stream: Path) -> None:
+    assert len(packets(stream)) == 80
+    plain = decoded(stream)
+    assert len(plain) == 40
+    assert [int(frame[0, 0, 0]) < int(frame[1, 0, 0]) for frame in plain] == [True] * 40
+
+
+def test_two_fields_are_one_frame(stream: Path) -> None:
+    result = decode(stream)
+    assert (result.status, len(result.clips["m"])) == ("ok", 40)
+    starts = [clip.start_s for clip in result.clips["m"]]
+    assert np.diff(starts) == pytest.approx(1 / 25, abs=1e-4)
+    assert result.clips["m"][-1].end_s == pytest.approx(starts[-1] + 1 / 25, abs=1e-4)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], decoded(stream)))
+
+
+@pytest.mark.parametrize("sampling", ["every:8", "every:3", "uniform:4", "keyframes"])
+def test_few_frames_of_fields_are_those_of_all(stream: Path, sampling: str) -> None:
+    """Both fields of a wanted frame are decoded, though the next frame's are not."""
+    plain = decoded(stream)
+    starts = [clip.start_s for clip in decode(stream).clips["m"]]
+    result = decode(stream, want(sampling))
+    picked = [starts.index(clip.start_s) for clip in result.clips["m"]]
+    expected = {"every:8": range(0, 40, 8), "every:3": range(0, 40, 3), "uniform:4": (5, 15, 25, 35)}
+    assert picked == list(expected.get(sampling, range(0, 40, IDR_EVERY)))
+    assert all(map(np.array_equal, result.frames[WHOLE.key], (plain[i] for i in picked)))
+
+
+def test_segments_of_fields_are_the_whole(stream: Path) -> None:
+    parts = [decode(stream, k=k, n=3) for k in range(3)]
+    assert {part.status for part in parts} == {"ok"}
+    frames = [frame for part in parts for frame in part.frames[WHOLE.key]]
+    assert len(frames) == 40
+    assert all(map(np.array_equal, frames, decoded(stream)))
+
+
+def test_which_packet_completes_a_picture() -> None:
+    """Frames, lone fields, repeated ones and rubbish complete none."""
+    fields = SecondFields(parameter_sets())
+    order = [(0, 0), (0, 1), (1, 1), (1, 0), (2, 0), (3, 0), (3, 1), (4, 0), (4, 0), (4, 1)]
+    found = [fields.is_second(field(i, parity, 90)) for i, parity in order]
+    assert found == [False, True, False, True, False, False, True, False, False, True]
+    assert not fields.is_second(field(5, 0, 90))
+    assert not fields.is_second(b"\0\0\1\x41")
+    assert not fields.is_second(field(5, 1, 90)), "something else came in between"
+    assert not SecondFields(None).is_second(field(0, 1, 90)), "nobody knows what its head means"
+    late = SecondFields(None)
+    assert not late.is_second(parameter_sets() + field(0, 0, 90))
+    assert late.is_second(field(0, 1, 90))
+
+
+def test_streams_of_frames_have_none(videos: dict[str, Path]) -> None:
+    for kind in ("ts", "plain"):
+        with av.open(str(videos[kind])) as container:
+            fields = SecondFields(container.streams.video[0].codec_context.extradata)
+            assert not any(fields.is_second(bytes(p)) for p in container.demux(container.streams.video[0]) if p.size)
