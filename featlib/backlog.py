@@ -5,6 +5,7 @@ An open item costs a byte here, whatever the length of its id.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -23,6 +24,9 @@ _ASKED_AT_ONCE = 16
 Needs = Mapping[str, tuple[str, ...]]
 """By media id, the labels that an item still needs."""
 
+Source = tuple[int | None, str | None]
+"""Size and etag of the file that was read."""
+
 
 class Backlog:
     """The open items of a run.
@@ -37,6 +41,7 @@ class Backlog:
         self._is_open = np.zeros(len(plan.ids), dtype=bool)
         self._num_open: dict[int, int] = {}
         self._missing: dict[tuple[int, str], set[int]] = {}
+        self._replaced: dict[tuple[int, str], Source] = {}
         self.open_items = 0
         wanted = np.zeros(len(plan.ids), dtype=bool)
         for rows in needs.values():
@@ -70,7 +75,10 @@ class Backlog:
             mine = items.shard(shard)
             needs = self.needs_of(shard, mine)
             staged = staged_for(pieces, needs, self._fingerprints)
-            todo, begun_items = self._begin(shard, mine, needs, _current(staged, store.options))
+            replaced = _replaced(staged, store.options)
+            self._replaced.update({(shard, m): source for m, source in replaced.items()})
+            current = {m: item for m, item in staged.items() if m not in replaced}
+            todo, begun_items = self._begin(shard, mine, needs, current)
             yield from units_of_shard(shard, mine, todo, begun_items, unit_items=unit_items, unit_videos=unit_videos)
 
     def _begin(
@@ -90,6 +98,16 @@ class Backlog:
         self._is_open[new] = True
         self._num_open[shard] += len(new)
         self.open_items += len(new)
+
+    def without_replaced(self, shard: int, pieces: Iterable[Piece]) -> list[Piece]:
+        """The pieces without reports of files that are no longer there: the clocks of workers may say that those are
+        the newest."""
+        if not self._replaced:
+            return list(pieces)
+        return [
+            replace(p, reports=tuple(r for r in p.reports if self._replaced.get((shard, r.media_id)) != r.source))
+            for p in pieces
+        ]
 
     def ready_shards(self) -> list[int]:
         """Shards of which everything is staged; known once ``units`` has been read to its end."""
@@ -141,13 +159,14 @@ def staged_for(pieces: Iterable[Piece], needs: Needs, fingerprints: Mapping[str,
     return found
 
 
-def _current(staged: Mapping[str, StagedItem], options: StoreOptions) -> dict[str, StagedItem]:
-    """What was staged by an earlier run, without items whose media has been replaced since: they are done again."""
+def _replaced(staged: Mapping[str, StagedItem], options: StoreOptions) -> dict[str, Source]:
+    """Of what was staged by an earlier run, the items whose media has been replaced since, by media id, with the source
+    that is gone: they are done again."""
 
-    def is_current(item: StagedItem) -> bool:
+    def gone(item: StagedItem) -> Source | None:
         known = next((r for r in item.reports if r.source != (None, None)), None)
-        return known is None or not has_changed(known.uri, known.source, options)
+        return known.source if known is not None and has_changed(known.uri, known.source, options) else None
 
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        kept = list(pool.map(is_current, staged.values()))
-    return {media_id: item for (media_id, item), keep in zip(staged.items(), kept, strict=True) if keep}
+        sources = list(pool.map(gone, staged.values()))
+    return {media_id: source for media_id, source in zip(staged, sources, strict=True) if source is not None}

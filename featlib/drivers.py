@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from featlib.errors import StoppedError, TransientError
+from featlib.errors import FeatlibError, StoppedError, TransientError
 from featlib.layout import Keys
 from featlib.storage import Store
 
@@ -50,11 +50,16 @@ class Host:
 
     @classmethod
     def here(cls) -> "Host":
-        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()))
+        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or "")
 
     def is_dead(self) -> bool:
         """Whether the process ran on this machine and is gone; False when it cannot be told."""
-        return self.boot == _boot() and self.boot != "" and _started(self.pid) != self.started
+        if not self.boot or self.boot != _boot():
+            return False
+        started = _started(self.pid)
+        if started is None:
+            return _is_gone(self.pid)
+        return bool(self.started) and started != self.started
 
 
 def _now() -> float:
@@ -72,14 +77,25 @@ def _boot() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty when there is none."""
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; ``ended`` of one that did; None when it cannot be read."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ""
+        return None
     fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] in ("Z", "X") else fields[19]
+    return "ended" if fields[0] in ("Z", "X") else fields[19]
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether there is no such process. Those of other users may be hidden from ``/proc``, but not from signals."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class Claim:
@@ -126,8 +142,9 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.is_set():
-            # A store that is away shows no claims of others either; the next beat tries again.
-            with contextlib.suppress(TransientError):
+            # A store that is away shows no claims of others either; the next beat tries again. What else it may say
+            # (no space, no rights) is said of what the job puts, too.
+            with contextlib.suppress(FeatlibError):
                 self._put_beat()
             self._stop.wait(BEAT_S)
 
@@ -158,8 +175,10 @@ class Claim:
         Costs nothing while the heart beats. A driver that was cut off or asleep looks whether it was buried meanwhile.
 
         Raises:
-            StoppedError: It was; another driver works.
+            StoppedError: It was, and another driver works; or the claim was given back.
         """
+        if self._stop.is_set():
+            raise StoppedError("this driver has given its claim back; run the same command again to go on")
         if _now() - self._beat_at > GUARDED_S:
             self._put_beat()
         if self._is_in_doubt:

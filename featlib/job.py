@@ -123,7 +123,12 @@ def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions
         local_media=config.local_media,
         options=options,
     )
-    return grow(store, keys, read_plan(store, keys), batches, config.shard_items, claim.guard)
+
+    def guard() -> None:
+        claim.guard()
+        claim.check()
+
+    return grow(store, keys, read_plan(store, keys), batches, config.shard_items, guard)
 
 
 def _provenance(config: ExtractConfig, models: "Sequence[ResolvedModel]") -> dict[str, Provenance]:

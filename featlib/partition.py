@@ -1,7 +1,7 @@
 """One fingerprint a partition: what made a label's features is written down, and another is refused."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import featlib
 from featlib.compilation import described
 from featlib.config import fingerprint
-from featlib.errors import ConfigError
+from featlib.errors import ConfigError, DamagedError
 from featlib.layout import Keys
 from featlib.shards.schema import Provenance, read_footer, reading, to_json
 from featlib.storage import Store, redact
@@ -58,11 +58,27 @@ def check(store: Store, keys: Keys, wanted: Mapping[str, Provenance], *, another
 
 def registered(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
     """The settings that a partition was made with; None when there is no such partition."""
+    key = keys.model(label)
     try:
-        settings: dict[str, str] = json.loads(store.get(keys.model(label)))["semantics"]
+        data = store.get(key)
     except FileNotFoundError:
         return _from_shard(store, keys, label)
+    settings = _sound_settings(data)
+    if settings is None:  # a bit was flipped; shards have seals
+        settings = _from_shard(store, keys, label)
+    if settings is None:
+        raise DamagedError(key)
     return settings
+
+
+def _sound_settings(data: bytes) -> dict[str, str] | None:
+    """Those that were written down; None when they are not what they were."""
+    try:
+        body = json.loads(data)
+        settings: dict[str, str] = body["semantics"]
+        return settings if fingerprint(settings) == body["fingerprint"] else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _has_objects(store: Store, keys: Keys, label: str) -> bool:
@@ -94,27 +110,35 @@ def register(store: Store, keys: Keys, wanted: Mapping[str, Provenance]) -> None
             store.put(keys.model(label), to_json(body).encode())
 
 
-def drop(store: Store, keys: Keys, label: str) -> int:
+def drop(store: Store, keys: Keys, label: str, guard: Callable[[], None] = lambda: None) -> int:
     """Removes a partition: features, outcomes, what is staged and what was written down of it.
 
-    Features go first: a reader then finds outcomes without rows, never rows of unknown origin. The plan of the
-    dataset goes with its last partition.
+    What says that something is done goes before it: cut anywhere, the next job finds less done than is there and makes
+    it anew, never more. The plan of the dataset goes with its last partition, the last generation first.
+
+    Args:
+        guard: Called before objects are removed; raises when this process may not any more.
 
     Returns:
         Number of objects removed.
     """
     from featlib.shards.staging import list_pieces
 
-    gone = [o.key for o in store.list(keys.features(label))]
+    gone = [p.key for pieces in list_pieces(store, keys).values() for p in pieces if label in p.fingerprints]
     gone += [o.key for o in store.list(keys.outcomes(label))]
-    for pieces in list_pieces(store, keys).values():
-        gone += [p.key for p in pieces if label in p.fingerprints]
+    gone += [o.key for o in store.list(keys.features(label))]
     if store.stat(keys.model(label)) is not None:
         gone.append(keys.model(label))
-    for key in gone:
-        store.delete([key])
+    _remove(store, gone, guard)
     if not store.list(f"outcomes/dataset={keys.dataset}") and not store.list(f"{keys.own}/models"):
         rest = [o.key for o in store.list(keys.own) if not o.key.startswith(keys.drivers)]
-        store.delete(rest)
+        rest.sort(reverse=True)
+        _remove(store, rest, guard)
         gone += rest
     return len(gone)
+
+
+def _remove(store: Store, in_order: list[str], guard: Callable[[], None]) -> None:
+    for key in in_order:
+        guard()
+        store.delete([key])

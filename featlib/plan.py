@@ -105,11 +105,21 @@ def empty_plan() -> Plan:
 
 
 def read_plan(store: Store, keys: Keys) -> Plan:
-    """Reads every generation, row group by row group."""
+    """Reads every generation, row group by row group.
+
+    Raises:
+        DamagedError: One is damaged, or is gone while later ones stand.
+    """
     plan = empty_plan()
-    for info in store.list(keys.plan):
+    for number, info in enumerate(store.list(keys.plan)):
+        if info.key != _generation_key(keys, number):
+            raise DamagedError(_generation_key(keys, number), f"is gone, and {info.key} stands")
         plan = reread(info.key, partial(_with_generation, plan, store, info.key))
     return plan
+
+
+def _generation_key(keys: Keys, number: int) -> str:
+    return f"{keys.plan}/gen-{number:05d}.plan"
 
 
 def _with_generation(plan: Plan, store: Store, key: str) -> Plan:
@@ -147,6 +157,7 @@ def grow(
 
     Raises:
         ConfigError: A known media id comes with another URI or range.
+        StoppedError: Another process has planned meanwhile.
     """
     order = np.argsort(plan.ids)
     known = _Known(plan.ids[order], plan.identities[order], order)
@@ -172,8 +183,10 @@ def grow(
         if not count:
             return plan, selected
         seal_file(path)
-        key = f"{keys.plan}/gen-{len(plan.generations):05d}.plan"
+        key = _generation_key(keys, len(plan.generations))
         guard()
+        if store.stat(key) is not None:
+            raise StoppedError(f"{key}: another job has just planned this dataset; run the same command again")
         store.put_file(key, str(path))
     shards = (plan.next_shard + np.arange(count) // shard_items).astype(np.int32)
     grown = Plan(

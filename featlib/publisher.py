@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 from featlib.backlog import Backlog, staged_for
@@ -59,6 +60,7 @@ class ShardPublisher:
         items = self.items.shard(shard)
         needs = self.backlog.needs_of(shard, items)
         pieces = read_heads(self.store, piece_keys(self.store, self.keys, shard).get(shard, []))
+        pieces = self.backlog.without_replaced(shard, pieces)
         staged = staged_for(pieces, needs, {label: p.fingerprint for label, p in self.provenance.items()})
         missing = {m for m in needs if m not in staged or not staged[m].complete}
         if missing:
@@ -150,7 +152,12 @@ class PublisherThread:
         self._thread.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for what was asked for; where somebody wants to leave, for the shard at hand alone."""
+        if kind is not None and not issubclass(kind, Exception):
+            self._broken = True
         self._asked.put(None)
         self._thread.join()
 

@@ -280,8 +280,9 @@ class Run:
         self.sweep()
         staged = piece_keys(task.store, task.keys)
         mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
-        for _, pieces in read_shards(task.store, mine):
-            task.store.delete([p.key for p in pieces if is_spent(p, task.provenance)])
+        for shard, pieces in read_shards(task.store, mine):
+            kept = {p.key for p in pieces if not is_spent(p, task.provenance)}
+            task.store.delete([key for key in mine[shard] if key not in kept])  # also those that nobody can read
         task.store.sweep_temporary()
 
 

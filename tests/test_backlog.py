@@ -41,12 +41,20 @@ def _media(units: list[Unit]) -> list[str]:
     return [i.media_id for u in units for i in u.items]
 
 
-def _stage_of(store: Store, media_id: str, media: Path) -> None:
+def _stage_of(store: Store, media_id: str, media: Path, created: float = 1.0) -> None:
     """Stages an item as made of the file that ``media`` is now."""
     now = stat_media(str(media), StoreOptions())
-    report = Item(media_id).report(["a"])
+    report = Item(media_id, created=created).report(["a"])
     report = replace(report, uri=str(media), facts=replace(report.facts, size=now.size, etag=now.etag))
-    stage(store, KEYS, shard=0, unit=media_id, rows=[Item(media_id).rows("a")], reports=[report], fingerprints=PRINTS)
+    stage(
+        store,
+        KEYS,
+        shard=0,
+        unit=f"{media_id}-{created:g}",
+        rows=[Item(media_id).rows("a")],
+        reports=[report],
+        fingerprints=PRINTS,
+    )
 
 
 def test_everything_is_open_at_first(store: Store) -> None:
@@ -171,6 +179,27 @@ def test_what_was_staged_of_a_file_that_was_replaced_is_done_again(store: Store,
     assert _media(_units(store, plan, backlog)) == ["v1"]
     assert backlog.ready_shards() == []
     assert backlog.finish(0, [("v1", 0, 1, {})])
+
+
+def test_a_file_that_is_gone_wins_over_none_whatever_the_clocks_of_workers_say(store: Store, tmp_path: Path) -> None:
+    """The node that staged the old one was an hour ahead."""
+    plan = _plan(store)
+    media = tmp_path / "a.mp4"
+    media.write_bytes(b"first")
+    _stage_of(store, "v0", media, created=7200.0)
+    media.write_bytes(b"another")
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    assert _media(_units(store, plan, backlog)) == ["v0"]
+    _stage_of(store, "v0", media, created=3600.0)
+    pieces = list_pieces(store, KEYS)[0]
+    now = stat_media(str(media), StoreOptions())
+    found = [
+        staged_for(some, {"v0": ("a",)}, PRINTS)["v0"].reports[0].source
+        for some in (pieces, backlog.without_replaced(0, pieces))
+    ]
+    assert found == [(5, found[0][1]), (now.size, now.etag)]
+    assert len(backlog.without_replaced(0, pieces)) == 2, "both pieces are history once the shard is published"
+    assert backlog.without_replaced(1, pieces) == pieces
 
 
 def test_what_is_staged_is_read_as_its_shards_come(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from featlib import drivers
 from featlib.drivers import Claim, Host
-from featlib.errors import StoppedError
+from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.storage import Store, StoreOptions, s3
 
@@ -203,6 +203,35 @@ def test_a_beat_after_a_long_silence_takes_no_doubt_away(store: Store, monkeypat
         claim.guard()  # no doubt any more
 
 
+def test_a_driver_that_gave_its_claim_back_puts_no_more(store: Store) -> None:
+    """A thread of it may still be at work when somebody is impatient."""
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        claim.guard()
+    with pytest.raises(StoppedError, match="given its claim back"):
+        claim.guard()
+
+
+@pytest.mark.parametrize("error", [ConfigError("no rights"), StoppedError("no space left")])
+def test_the_heart_outlives_a_put_that_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    beat, beats = Claim._put_beat, list[int]()
+    enough = threading.Event()
+
+    def refused_once(claim: Claim) -> None:
+        beats.append(1)
+        if len(beats) == 2:
+            raise error
+        beat(claim)
+        if len(beats) > 3:
+            enough.set()
+
+    monkeypatch.setattr(Claim, "_put_beat", refused_once)
+    with Claim(store, KEYS):
+        assert enough.wait(20)
+
+
 def test_no_request_outlives_the_lease() -> None:
     """One that begins as late as the guard allows is given up, and its last try answered, before the lease ends."""
     last_try_s = s3._CONNECT_TIMEOUT_S + s3._READ_TIMEOUT_S
@@ -302,3 +331,18 @@ def test_a_process_knows_its_own_life(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Host(here.name, here.boot, here.pid, "another start").is_dead()
     monkeypatch.setattr(drivers, "_boot", lambda: "")
     assert not Host(here.name, "", here.pid, "another start").is_dead()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_process_that_proc_hides_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are those of other users where /proc is mounted with hidepid; signals tell whether there is one."""
+    here = Host.here()
+    monkeypatch.setattr(drivers, "_started", lambda pid: None)
+    assert not here.is_dead()
+    assert Host(here.name, here.boot, 2**22 - 1, "1").is_dead(), "no process has this number"
+
+    def not_ours(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", not_ours)
+    assert not Host(here.name, here.boot, 2**22 - 1, "1").is_dead()

@@ -1,17 +1,20 @@
 """One fingerprint a partition; dropping one leaves the others."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from featlib import partition
 from featlib.config import fingerprint
-from featlib.errors import ConfigError
+from featlib.errors import ConfigError, DamagedError, StoppedError
 from featlib.layout import Keys
+from featlib.plan import read_plan
+from featlib.shards.commit import read_committed
 from featlib.shards.schema import Provenance
 from featlib.storage import Store
-from tests.shards.make import Item, planned, provenance, publish, staged, visible
+from tests.shards.make import CrashError, CrashingStore, Item, planned, provenance, publish, staged, visible
 
 KEYS = Keys("d")
 
@@ -75,6 +78,17 @@ def test_shards_speak_for_themselves_where_the_register_is_gone(store: Store) ->
         partition.check(store, KEYS, {"a": Provenance("d", "a", "x", {"network": "z"}, {})})
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"fingerprint": "0", "semantics": {"layer": "logits"}}'])
+def test_a_damaged_register_is_not_believed(store: Store, content: bytes) -> None:
+    store.put(KEYS.model("a"), content)
+    with pytest.raises(DamagedError, match=r"a\.json: is damaged"):
+        partition.registered(store, KEYS, "a")
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(store)
+    assert partition.registered(store, KEYS, "a") == {"network": "a"}, "shards speak for themselves"
+
+
 def _two_labels(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0"), Item("v1")], ("a", "b"))
@@ -99,6 +113,47 @@ def test_drop_of_the_last_label_takes_the_plan_along(store: Store) -> None:
     partition.drop(store, KEYS, "b")
     left = ["_featlib/d/drivers/me.claim", "features/dataset=dd/model=a/part-00000.parquet"]
     assert [i.key for i in store.list("")] == left
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_drop_that_is_cut_anywhere_loses_nothing_that_counts_as_done(tmp_path: Path, *, after: bool) -> None:
+    """The next job makes anew what it does not find done; so all that counts as done must be there."""
+    for at in count():
+        store = Store(str(tmp_path / str(at)))
+        _two_labels(store)
+        cut = CrashingStore(store.url, at=at, after=after)
+        try:
+            partition.drop(cut, KEYS, "a")
+            break
+        except CrashError:
+            done = set(read_committed(store, KEYS, "a", 0).media_ids)
+        assert done <= visible(store).get("a", {}).keys(), cut.calls
+        staged(store, "s-0", [Item("v0"), Item("v1")], ("a",))
+        publish(store, ("a",))
+        assert visible(store)["a"].keys() == {"v0", "v1"}, cut.calls
+    assert len(cut.calls) == 3
+
+
+def test_a_drop_that_is_cut_takes_the_newest_generation_of_the_plan_first(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for ids in (["v0"], ["v0", "v1"], ["v0", "v1", "v2"]):
+        planned(store, ids)
+    cut = CrashingStore(store.url, at=1, after=False)
+    with pytest.raises(CrashError):
+        partition.drop(cut, KEYS, "a")
+    assert len(read_plan(store, KEYS).ids) == 2
+
+
+def test_a_drop_asks_before_each_object_whether_it_still_may(store: Store) -> None:
+    _two_labels(store)
+    before = store.list("features")
+
+    def buried() -> None:
+        raise StoppedError("another driver took over")
+
+    with pytest.raises(StoppedError):
+        partition.drop(store, KEYS, "a", buried)
+    assert store.list("features") == before
 
 
 def test_drop_removes_staged_pieces_of_its_label(store: Store) -> None:

@@ -273,6 +273,22 @@ def test_the_plan_on_disk_has_one_schema(store: Store) -> None:
         assert pq.ParquetFile(file).schema_arrow == PLAN
 
 
+def test_a_generation_that_another_job_has_just_put_is_not_written_over(store: Store) -> None:
+    before = read_plan(store, KEYS)
+    _grow(store, *_ids("a"))
+    with pytest.raises(StoppedError, match=r"gen-00000\.plan: another job has just planned"):
+        grow(store, KEYS, before, [batch(_ids("b"))], 2)
+    assert [i.media_id for i in PlanItems(store, read_plan(store, KEYS)).shard(0)] == ["a"]
+
+
+def test_a_generation_that_is_gone_is_missed(store: Store) -> None:
+    for ids in (_ids("a"), _ids("a", "b"), _ids("a", "b", "c")):
+        _grow(store, *ids)
+    store.delete([f"{KEYS.plan}/gen-00001.plan"])
+    with pytest.raises(DamagedError, match=r"gen-00001\.plan: is gone, and .*gen-00002\.plan stands; put it back"):
+        read_plan(store, KEYS)
+
+
 def test_find_rows_in_any_order_with_strangers(store: Store) -> None:
     plan, _ = _grow(store, *_ids("a", "b", "c", "d", "e"))
     assert find_rows(plan, 1, ["c", "d"]).tolist() == [2, 3]

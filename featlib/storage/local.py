@@ -153,7 +153,7 @@ def _entries(folder: str, hidden: bool) -> list[tuple[str, bool]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError:
-        raise ConfigError(f"{folder}: this folder may not be read; change its rights or leave it out") from None
+        raise _unreadable(folder) from None
     return sorted(entry for entry in found if hidden or not entry[0].startswith("."))
 
 
@@ -162,18 +162,28 @@ def _identity(folder: str) -> tuple[int, int] | None:
         status = os.stat(folder)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise _unreadable(folder) from None
     return status.st_dev, status.st_ino
 
 
 def _file(path: str) -> Iterator[ObjectInfo]:
     try:
         status = os.stat(path)
-    except OSError:
+    except OSError as error:
         if os.path.islink(path):  # dangling: listed, so that it becomes an outcome instead of nothing
             yield ObjectInfo(path, 0, 0.0, None)
+        elif isinstance(error, PermissionError):  # names may be read there, and nothing else
+            raise _unreadable(os.path.dirname(path)) from None
+        elif not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
         return
     if stat.S_ISREG(status.st_mode):
         yield info_of(path, status)
+
+
+def _unreadable(folder: str) -> ConfigError:
+    return ConfigError(f"{folder}: this folder may not be read; change its rights or leave it out")
 
 
 def glob_pattern(pattern: str) -> re.Pattern[str]:

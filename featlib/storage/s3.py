@@ -95,7 +95,9 @@ def _get(
 
     def fetch() -> tuple[bytes, str | None]:
         client = _client(options)
-        body, metadata = sync(client.loop, _read_body, client, request)
+        body, metadata, found = sync(client.loop, _read_body, client, request)
+        if etag is not None and found not in ("", etag):  # there are stores that heed no If-Match
+            raise StaleObjectError(f"{redact(url)}: was replaced while it was read; read it again")
         if byte_range is not None and len(body) != byte_range[1] - byte_range[0]:
             raise ConnectionError(f"{len(body)} bytes came of {byte_range[1] - byte_range[0]}")
         return body, metadata.get(_SHA256)
@@ -103,11 +105,13 @@ def _get(
     return _guarded("read", url, options, fetch)
 
 
-async def _read_body(client: Any, request: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+async def _read_body(client: Any, request: dict[str, Any]) -> tuple[bytes, dict[str, str], str]:
+    """The body, the metadata in lower case and the etag."""
     response = await client._call_s3("get_object", **request)
     async with response["Body"] as body:
         data: bytes = await body.read()
-    return data, {name.lower(): value for name, value in response.get("Metadata", {}).items()}
+    metadata = {name.lower(): value for name, value in response.get("Metadata", {}).items()}
+    return data, metadata, str(response.get("ETag", "")).strip('"')
 
 
 def head(url: str, options: StoreOptions) -> ObjectInfo:

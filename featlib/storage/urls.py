@@ -109,7 +109,7 @@ def resolve(uri: str, base: str, *, local_media: bool = False) -> str:
     if url.startswith("/"):
         if is_s3(base) and not local_media:
             raise ConfigError(
-                f"{redact(uri)!r}: a manifest in {redact(base)} cannot name local paths; --local-media lets it"
+                f"{redact(uri)!r}: a manifest in {redact(base)} cannot name local paths unless --local-media is given"
             )
         return url
     if _is_plain(url):

@@ -1,14 +1,17 @@
 """Opening, looking up and listing media, on a disk and in S3 alike."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from featlib.errors import ConfigError, MediaError
-from featlib.storage import RangeFile, Store, list_files, open_media, read_bytes, stat_media, write_file
+from featlib.storage import RangeFile, Store, list_files, open_media, read_bytes, s3, stat_media, write_file
+from tests.servers.swift import SwiftServer
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -108,7 +111,6 @@ def test_open_descriptors_are_given_back(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.s3
 def test_a_read_that_the_kernel_cuts_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux gives at most 2 GiB at once; here it is 1000 bytes."""
     data = os.urandom(4567)
@@ -123,7 +125,19 @@ def test_a_read_that_the_kernel_cuts_short_goes_on(tmp_path: Path, monkeypatch: 
         assert file.read() == b""
 
 
-def test_an_object_replaced_while_it_is_read_is_noticed(s3_env) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.s3
+@pytest.mark.parametrize("heeds", [True, False], ids=["If-Match", "no If-Match"])
+def test_an_object_replaced_while_it_is_read_is_noticed(
+    s3_env: SwiftServer, monkeypatch: pytest.MonkeyPatch, *, heeds: bool
+) -> None:
+    """Also by a store that heeds no conditions, as if it had not been told of any."""
+    read_body = s3._read_body
+
+    async def heedless(client: Any, request: dict[str, Any]) -> Any:
+        return await read_body(client, {name: value for name, value in request.items() if name != "IfMatch"})
+
+    if not heeds:
+        monkeypatch.setattr(s3, "_read_body", heedless)
     store = Store(f"s3://{s3_env.bucket()}")
     store.put("a.mp4", os.urandom(4 << 20))
     with open_media(f"{store.url}/a.mp4") as file:
@@ -133,6 +147,38 @@ def test_an_object_replaced_while_it_is_read_is_noticed(s3_env) -> None:  # type
         with pytest.raises(MediaError, match="replaced") as caught:
             file.read(10)
     assert caught.value.retryable
+
+
+def _failing_stat(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError, times: int) -> None:
+    real, left = os.stat, [error] * times
+
+    def stat(path: Any, *args: Any, **keys: Any) -> os.stat_result:
+        if str(path).endswith(name) and left:
+            raise left.pop()
+        return real(path, *args, **keys)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+def test_a_file_that_a_disk_cannot_show_now_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out, a claim or a plan would be missing that stands."""
+    store = Store(str(tmp_path))
+    store.put("a/x", b"x")
+    store.put("a/y", b"y")
+    _failing_stat(monkeypatch, "/x", OSError(errno.ESTALE, "Stale file handle"), 1)
+    assert [info.key for info in store.list("a")] == ["a/x", "a/y"]
+
+
+@pytest.mark.parametrize("name", ["/sub/a.mp4", "/sub/more/"])
+def test_a_folder_of_names_that_may_not_be_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It may be read, but not entered: its media would be missing without a word."""
+    Store(str(tmp_path)).put("sub/a.mp4", b"x")
+    Store(str(tmp_path)).put("sub/more/b.mp4", b"x")
+    _failing_stat(monkeypatch, name, PermissionError(errno.EACCES, "Permission denied"), 9)
+    with pytest.raises(ConfigError, match=r"/sub.*: this folder may not be read"):
+        list(list_files(str(tmp_path)))
 
 
 def test_folders_are_listed_at_all_levels_in_order(store: Store) -> None:

@@ -189,18 +189,22 @@ def test_readers_see_one_version_or_the_other(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     versions = [bytes([i]) * 300_000 for i in range(2)]
     store.put(KEY, versions[0])
-    stop = threading.Event()
+    stop, written = threading.Event(), list[int]()
 
     def write() -> None:
-        for i in range(1, 200):
-            store.put(KEY, versions[i % 2])
-        stop.set()
+        try:
+            for i in range(1, 200):
+                store.put(KEY, versions[i % 2])
+                written.append(i)
+        finally:
+            stop.set()
 
     writer = threading.Thread(target=write)
     writer.start()
     while not stop.is_set():
         assert store.get(KEY) in versions
     writer.join()
+    assert len(written) == 199
 
 
 def test_puts_and_deletes_of_one_folder_do_not_collide(tmp_path: Path) -> None:
