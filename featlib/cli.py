@@ -1,8 +1,10 @@
 """The ``featlib`` command. Every command is a thin layer over a function of the library."""
 
+import errno
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -83,7 +85,7 @@ Example:
 )
 @click.option("--top-k", type=int, help="Classes that a classifier writes of each video, best first; default 1.")
 @click.option("--normalize", is_flag=True, default=None, help="Scale each vector to length 1.")
-@click.option("--max-failed", type=float, help="Share of media that may fail; default 0.05.")
+@click.option("--max-failed", type=float, help="Share of media that may fail or be partial; default 0.05.")
 @click.option("--shard-mb", type=int, help="Largest features object; default 512.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @_store_options
@@ -196,7 +198,7 @@ def _check(name: str | None, weights: str, as_json: bool) -> int:
 @_partition_options
 @click.option("--uri-column", default="uri", show_default=True, help="Column of the manifest that holds the URIs.")
 @click.option("--limit", type=int, help="Only the first N media of the manifest.")
-@click.option("--max-failed", type=float, default=0.05, show_default=True, help="Share of media that may fail.")
+@click.option("--max-failed", type=float, default=0.05, show_default=True, help="Share that may be failed or partial.")
 @_store_options
 def verify(
     manifest: tuple[str, ...],
@@ -228,7 +230,8 @@ def verify(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_store_options
 def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | None, anon: bool | None) -> None:
-    """Removes one partition with its plan and outcomes, after asking."""
+    """Removes one partition, its features, outcomes and what is staged for it, after asking. The dataset's plan goes
+    with its last partition."""
     from featlib import partition
     from featlib.drivers import Claim
     from featlib.layout import Keys
@@ -241,7 +244,7 @@ def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | N
         click.confirm(f"Remove model={model} of dataset={dataset} from {redact(output)}?", abort=True)
     with Claim(store, keys) as claim:
         claim.settle()
-        count = partition.drop(store, keys, model)
+        count = partition.drop(store, keys, model, claim.guard)
     click.echo(f"removed {count} objects")
 
 
@@ -251,13 +254,15 @@ Example:
   featlib submit --address http://127.0.0.1:8265 -- extract s3://b/v.csv --output s3://b/out --dataset d --model r3d_18
 """
 )
-@click.option("--address", metavar="URL", help="Of the cluster's dashboard; default RAY_API_SERVER_ADDRESS.")
+@click.option(
+    "--address", metavar="URL", help="Of the cluster's dashboard; default RAY_API_SERVER_ADDRESS, then RAY_ADDRESS."
+)
 @click.option("--working-dir", metavar="FOLDER", help="Copied to the cluster; the command runs in it.")
 @click.option("--no-wait", is_flag=True, help="Do not follow the job.")
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(address: str | None, working_dir: str | None, no_wait: bool, arguments: tuple[str, ...]) -> None:
-    """Runs a featlib command (ARGUMENTS, behind --) as a job of a Ray cluster, follows it and ends with its exit code.
-    A cluster that asks nobody for a token is warned of."""
+    """Runs extract, aggregate, train or verify (ARGUMENTS, behind --) as a job of a Ray cluster, follows it and ends
+    with its exit code. A cluster that asks nobody for a token is warned of."""
     from featlib import submission
 
     code = submission.submit(
@@ -302,6 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(str(error), 2)
     except StoppedError as error:
         _end(str(error), 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or f"the folder for temporary files ({tempfile.gettempdir()})"
+        _end(f"{where}: {error.strerror}; make room there, or set TMPDIR, then run the same command again", 1)
 
 
 def _end(message: str, code: int) -> None:

@@ -24,7 +24,11 @@ _PER_MODEL = (
     "regions",
 )
 _OPTIONS = (
-    click.option("--config", metavar="JOB.YAML", help="Job file with the same options as keys; a flag beats the file."),
+    click.option(
+        "--config",
+        metavar="JOB.YAML",
+        help="Job file: options as keys, those of models under models:; a flag beats it.",
+    ),
     click.option("--output", metavar="URL", help="Folder or s3:// URL for the shards."),
     click.option("--dataset", metavar="NAME", help="The dataset= partition."),
     click.option(
@@ -34,7 +38,7 @@ _OPTIONS = (
         "--weights",
         multiple=True,
         metavar="[LABEL=]W",
-        help="default, a torchvision enum name, a path or URL of a state dict, or random:SEED.",
+        help="default, a torchvision enum name, a path or URL of a state dict, or random:SEED; of crop: models W+W.",
     ),
     click.option(
         "--weights-sha256", multiple=True, metavar="[LABEL=]HEX", help="Refuse a weights file with another SHA-256."
@@ -43,7 +47,7 @@ _OPTIONS = (
         "--layer",
         multiple=True,
         metavar="[LABEL=]L[,L...]",
-        help="penultimate, logits, probabilities or a node name; several are partitions LABEL.L from one forward.",
+        help="penultimate, logits, probabilities or a node; default the network's own; several are partitions LABEL.L.",
     ),
     click.option(
         "--top-k", multiple=True, metavar="[LABEL=]K", help="The K most probable classes beside each feature."
@@ -69,7 +73,7 @@ _OPTIONS = (
         metavar="[LABEL=]ENUM",
         help="A weights enum name whose preset to use; for c3d also its mean volume, MEAN.npy.",
     ),
-    click.option("--precision", multiple=True, metavar="[LABEL=]P", help="fp32, bf16 or fp16."),
+    click.option("--precision", multiple=True, metavar="[LABEL=]P", help="fp32 (default), bf16 or fp16."),
     click.option(
         "--frame-sampling",
         multiple=True,
@@ -77,7 +81,10 @@ _OPTIONS = (
         help="all, every:N, fps:F, uniform:K, random:K or keyframes; default fps:1.",
     ),
     click.option(
-        "--clip-sampling", multiple=True, metavar="[LABEL=]S", help="frames=16,stride=1,hop=16,tail=drop[,fps=15]."
+        "--clip-sampling",
+        multiple=True,
+        metavar="[LABEL=]S",
+        help="Like frames=16,stride=1,hop=16,tail=drop[,fps=15]; what is left out is the network's own.",
     ),
     click.option("--batch-size", multiple=True, metavar="[LABEL=]N", help="Frames or clips in one forward."),
     click.option("--uri-column", help="Column of the manifest that holds the URIs; default uri."),
@@ -86,14 +93,20 @@ _OPTIONS = (
         "--local-media", is_flag=True, default=None, help="A manifest in an object store may name local paths."
     ),
     click.option(
-        "--max-failed", type=float, help="Share of media that may fail before the exit code is 3; default 0.05."
+        "--max-failed",
+        type=float,
+        help="Share of media that may be failed or partial before the exit code is 3; default 0.05.",
     ),
     click.option("--retry-failed", is_flag=True, default=None, help="Take failed media up again."),
-    click.option("--changed", is_flag=True, default=None, help="Redo media whose size or etag changed since."),
+    click.option(
+        "--changed", is_flag=True, default=None, help="Redo media whose size or etag changed since they were read."
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default auto: asks the Ray cluster."),
     click.option("--ray-address", help="A running Ray; default: the one this was submitted to, else Ray starts here."),
     click.option(
-        "--layout", type=click.Choice(["auto", "together", "separate"]), help="One pool for all networks, or two."
+        "--layout",
+        type=click.Choice(["auto", "together", "separate"]),
+        help="One pool for all networks, or one for those of frames and one for those of clips; default auto.",
     ),
     click.option(
         "--compile",
@@ -107,7 +120,7 @@ _OPTIONS = (
     click.option("--shard-items", type=int, help="Media in one shard of a new plan; default 256."),
     click.option("--shard-mb", type=int, help="Largest features object; default 512."),
     click.option("--unit-mb", type=int, help="Most megabytes of pixels in one task; default 48."),
-    click.option("--unit-items", type=int, help="Most media in one task; default 64."),
+    click.option("--unit-items", type=int, help="Most media in one task; default 64, in very large jobs up to 256."),
     click.option("--decode-memory-mb", type=int, help="Memory that decoding one item may take; default 2048."),
     click.option(
         "--decode-stall-s", type=float, help="Seconds without progress until an item is given up; default 90."

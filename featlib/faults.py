@@ -37,6 +37,11 @@ def memory_reason(error: Exception) -> str:
         end_process(error)
     if not is_out_of_memory(error):
         raise error
+    return in_a_line(error)
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an exception says, as the reason within a message."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 

@@ -143,6 +143,7 @@ class FinetuneConfig(Frozen):
         flip: Mirror each frame or clip left to right in half of the cases; for classes that have no left and right.
         max_failed: Share of media, 0 to 1, that may be unusable before training is not begun.
         cache_mb: Most megabytes of decoded pictures, which lie in the folder for temporary files while it trains.
+        local_media: A manifest in an object store may name local paths.
     """
 
     manifest: Texts
@@ -170,5 +171,6 @@ class FinetuneConfig(Frozen):
     device: Device = "auto"
     uri_column: str = "uri"
     limit: Annotated[int, Field(ge=1)] | None = None
+    local_media: bool = False
     endpoint_url: Endpoint | None = None
     anon: bool = False

@@ -28,7 +28,9 @@ _OPTIONS = (
         help="CSV, JSON Lines or Parquet with media_id or uri, label and, if wanted, split (train, val, test); "
         "default: what the manifest said.",
     ),
-    click.option("--out", metavar="FOLDER", help="Folder or URL for the head, its figures and its learning curve."),
+    click.option(
+        "--out", metavar="FOLDER", help="For a head a folder or URL, for a backbone a new or empty local folder."
+    ),
     click.option("--hidden", type=int, help="Width of the head; default 256, of attention 128."),
     click.option("--layers", type=int, help="Of rnn, lstm and gru, default 1; blocks of tcn, default 4."),
     click.option("--embedding-size", type=int, help="Of an embedding's vector; default 64."),
@@ -47,6 +49,9 @@ _OPTIONS = (
     click.option("--cache-mb", type=int, help="Of a backbone: most megabytes of decoded pictures; default 16384."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Of a backbone; default auto."),
     click.option("--uri-column", help="Of a manifest: the column that holds the URIs; default uri."),
+    click.option(
+        "--local-media", is_flag=True, default=None, help="A manifest in an object store may name local paths."
+    ),
     click.option("--limit", type=int, help="Of a manifest: only the first N media."),
     click.option("--epochs", type=int, help="At most; default 100, of a backbone 20."),
     click.option(
@@ -54,7 +59,11 @@ _OPTIONS = (
     ),
     click.option("--learning-rate", type=float, help="Default 0.001."),
     click.option("--weight-decay", type=float, help="Default 0.0001."),
-    click.option("--patience", type=int, help="Epochs without a better validation loss until it ends; default 10, 5."),
+    click.option(
+        "--patience",
+        type=int,
+        help="Epochs without a better validation loss until it ends; default 10, of a backbone 5.",
+    ),
     click.option("--seed", type=int, help="Of first weights, order, dropout and the validation split; default 0."),
     click.option("--validation", type=float, help="Share of each class held out where no split is given; default 0.2."),
     click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),

@@ -1,5 +1,7 @@
 """The command line: flags and job files become one configuration; mistakes are one line and exit 2."""
 
+import errno
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,18 @@ def test_a_stopped_job_is_one_line_and_exit_1(
 
     monkeypatch.setattr("featlib.job.extract", stopped)
     assert run_command(capsys, *EXTRACT) == (1, "", "featlib: the store is away\n")
+
+
+def test_no_room_for_temporary_files_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Summary:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("featlib.job.extract", full)
+    code, out, err = run_command(capsys, *EXTRACT)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"featlib: the folder for temporary files ({tempfile.gettempdir()}): No space left on device")
 
 
 @pytest.mark.parametrize(("failed", "code"), [(0, 0), (1, 3)])

@@ -17,6 +17,7 @@ from featlib.extractors.mean_volume import ENDING
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload, release_payloads
+from featlib.faults import in_a_line, is_out_of_memory
 from featlib.finetuning.fitting import Evaluation, FitSettings, Indices, LabelledClips, Trainer
 from featlib.finetuning.labels import LabelledItem, read_labelled, with_splits
 from featlib.finetuning.network import Plan, Trainee, as_safetensors, plan_for, preset_enum, start
@@ -78,7 +79,7 @@ def finetune(config: FinetuneConfig, *, reporter: Reporter | None = None) -> Fin
                 )
             decode_s = time.perf_counter() - began
             shown.stage(f"{len(pictures.place)} clips, {file.nbytes / 1e6:.0f} MB of pictures in a temporary file")
-            with _memory_is_enough(config.batch_size):
+            with _memory_is_enough(setup.device, config.batch_size):
                 return _train(setup, pictures, folder, shown, decode_s)
 
 
@@ -90,7 +91,13 @@ def _set_up(config: FinetuneConfig, reporter: Reporter) -> _Setup:
     plan = plan_for(model, config.unfreeze, trains_last=config.loss == "cross_entropy")
     device = _device(config)
     reporter.stage("reading the manifest")
-    found = read_labelled(config.manifest, uri_column=config.uri_column, limit=config.limit, options=options)
+    found = read_labelled(
+        config.manifest,
+        uri_column=config.uri_column,
+        limit=config.limit,
+        local_media=config.local_media,
+        options=options,
+    )
     items = with_splits(found, config.validation, config.seed, pairs=config.loss != "cross_entropy")
     classes = _classes(model, items)
     _check_outputs(config, model, classes)
@@ -211,13 +218,15 @@ def _trainer(setup: _Setup) -> Trainer:
 
 
 @contextmanager
-def _memory_is_enough(batch_size: int) -> Iterator[None]:
+def _memory_is_enough(device: torch.device, batch_size: int) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        place = "this machine" if device.type == "cpu" else "the GPU"
         raise StoppedError(
-            f"the device has too little memory ({reason}); give a smaller batch_size than {batch_size}"
+            f"{place} has too little memory ({in_a_line(error)}); give a smaller --batch-size than {batch_size}"
         ) from None
 
 

@@ -27,14 +27,17 @@ class LabelledItem(Labelled):
 
 
 def read_labelled(
-    sources: Sequence[str], *, uri_column: str, limit: int | None, options: StoreOptions
+    sources: Sequence[str], *, uri_column: str, limit: int | None, options: StoreOptions, local_media: bool = False
 ) -> list[LabelledItem]:
     """All rows of the manifests.
+
+    Args:
+        local_media: Manifests in an object store may name local paths.
 
     Raises:
         ConfigError: There are no labels, rows without one, or only one class.
     """
-    batches = read_manifest(sources, uri_column=uri_column, limit=limit, options=options)
+    batches = read_manifest(sources, uri_column=uri_column, limit=limit, local_media=local_media, options=options)
     rows = [row for batch in batches for row in _columns(batch).to_pylist()]
     if all(row["label"] is None for row in rows):
         raise ConfigError(

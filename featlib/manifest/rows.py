@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 
 KNOWN = ("media_id", "start_s", "end_s", "size", "label", "split")
 
-# Columns of the output (contract.md) that a manifest cannot fill: its own would hide behind them.
+# Columns of the output (FORMAT.md) that a manifest cannot fill: its own would hide behind them.
 RESERVED = frozenset(
     {
         *("clip_index", "region_index", "frame_s", "padded_frames", "feature", "feature_shape"),

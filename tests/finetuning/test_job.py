@@ -282,6 +282,26 @@ def test_nothing_is_written_when_training_breaks_off(
     assert "no ink" in refused(tmp_path, rows)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        MemoryError(),
+        torch.OutOfMemoryError("full"),
+    ],
+)
+def test_too_little_memory_is_said_in_one_line(
+    tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*args: object) -> object:
+        raise error
+
+    monkeypatch.setattr(job.Trainer, "fit", fails)
+    said = refused(tmp_path, rows)
+    assert said.startswith("StoppedError: this machine has too little memory (")
+    assert said.endswith("); give a smaller --batch-size than 6")
+
+
 def test_a_disk_that_is_full_is_said_in_one_line(
     tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
