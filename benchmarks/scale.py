@@ -4,7 +4,7 @@
 
 Planning, and a resume that finds everything published, are measured over all of the rows. The job itself runs over a
 tenth, a half and all of 100,000 rows, each in a process of its own, and beside each the Ray Data program that one
-writes first; a million of them take an hour on two cores.
+writes first; a million of them would take about an hour on two cores.
 """
 
 import json
