@@ -1,7 +1,7 @@
 """A decoded frame to upright RGB, whatever its pixel format."""
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,8 @@ def _rotation(frame: "VideoFrame") -> int:
 def _display_matrix(frame: "VideoFrame", rotation: int) -> Matrix:
     """Its linear part, in 1/65536; libavutil/display.h."""
     try:
-        data = frame.side_data.get("DISPLAYMATRIX")
+        side_data: Any = frame.side_data  # a mapping, other than its stub says
+        data = side_data.get("DISPLAYMATRIX")
     except ValueError:  # there is another kind of side data that PyAV does not know
         return _TURNED[round(rotation / 90) % 4]
     if data is None:
