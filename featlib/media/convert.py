@@ -35,7 +35,7 @@ class UprightRgb:
         """
         check_pixels(frame.width, frame.height, self._max_pixels)
         try:
-            rgb = frame.reformat(format="rgb24", threads=1).to_ndarray()
+            rgb = frame.reformat(format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
         except MemoryError:
             raise
         except AV_ERRORS as error:

@@ -94,7 +94,7 @@ def read_image(source: Source, max_pixels: int, progress: Callable[[], None] = l
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says, where that can be read; Pillow's own way writes the EXIF anew and stumbles over more."""
     try:
-        way = _UPRIGHT_BY.get(image.getexif().get(_ORIENTATION))
+        way = _UPRIGHT_BY.get(image.getexif().get(_ORIENTATION, 1))
     except _PILLOW_ERRORS:
         return image
     return image if way is None else image.transpose(way)

@@ -64,7 +64,8 @@ class Packets:
         """For pictures that begin in these packets, the packet behind their last one."""
         if self.is_second is None:
             return packets + 1
-        return packets + 1 + np.append(self.is_second[1:], False)[packets]
+        behind: Int64s = np.append(self.is_second[1:], False)[packets] + (packets + 1)
+        return behind
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def read_index(
     if is_timed_by_decoding(video) and _has_b_frames(video, packets):
         if video.format == "avi":
             return _counted(packets, video.stream.time_base or Fraction(1, 25), Fraction(0), cut)
-        return _counted_at_rate(video, packets, cut)
+        return _counted_at_rate(video, packets, packets.dts, cut)
     return timed(video, packets, cut)
 
 
@@ -151,8 +152,8 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
             if not packet.size:
                 continue
             num_frames = 0 if packet.is_discard else 1
-            is_second = fields is not None and fields.is_second(bytes(packet))
-            if is_second:
+            completes = fields is not None and fields.is_second(bytes(packet))
+            if completes:
                 num_frames = 0
             if codec == "mpeg4" and is_avi:
                 types.append(coded_vops(bytes(packet)).types)
@@ -169,7 +170,7 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
                     packet.is_corrupt,
                     num_frames,
                     -1 if packet.pos is None else packet.pos,
-                    is_second,
+                    completes,
                 )
             )
             progress()
@@ -184,7 +185,7 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
     if types and len(types[-1]) > 1:  # the second picture of a packed packet comes out with the packet behind it
         types[-1], frames[-1] = types[-1][:1], 1
     is_key &= 1 - is_second
-    duration[:-1] += is_second[1:] * duration[1:]
+    duration[:-1] *= 1 - is_second[1:]  # of a field, or of both: FFmpeg says now this, now that
     flags = is_key.astype(np.bool_), is_damaged.astype(np.bool_)
     seconds = is_second.astype(np.bool_) if is_second.any() else None
     return Packets(pts, dts, size, duration, *flags, frames, offset, codec, "".join(types), failure, seconds)
@@ -219,14 +220,15 @@ def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
     pts = packets.pts[order]
     moved = np.abs(np.argsort(np.argsort(packets.pts[shown], kind="stable")) - np.arange(len(shown)))
     if pts[0] == NO_PTS or (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
-        return _counted_at_rate(video, packets, cut)
+        return _counted_at_rate(video, packets, packets.pts, cut)
     times = FrameTimes(pts, _end_pts(video, pts, int(packets.duration[order[-1]])), packets.is_key[order], time_base)
     return PacketIndex(times, packets, order, False, cut)
 
 
-def _counted_at_rate(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
+def _counted_at_rate(video: OpenVideo, packets: Packets, ticks: Int64s, cut: str | None) -> PacketIndex:
+    """From the first of ``ticks`` on that is known."""
     rate = video.stream.average_rate or video.stream.guessed_rate or Fraction(25)
-    known = packets.pts[packets.pts != NO_PTS]
+    known = ticks[ticks != NO_PTS]
     start_s = (int(known[0]) if len(known) else 0) * (video.stream.time_base or Fraction(1, 25))
     return _counted(packets, 1 / rate, start_s, cut)
 

@@ -78,7 +78,7 @@ def with_matrix(path: Path, matrix: tuple[int, int, int, int], to: Path) -> Path
     """A copy of an MP4 whose picture at (x, y) is to be shown at (a x + c y, b x + d y): ISO/IEC 14496-12, tkhd."""
     data = bytearray(path.read_bytes())
     a, b, c, d = (value << 16 for value in matrix)
-    at = data.index(b"tkhd") + 4 + 36
+    at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     to.write_bytes(data)
     return to
