@@ -50,6 +50,7 @@ class Flow:
         fingerprints: By label.
         flow_weights: By kind of optical flow, where ``ship`` put the weights of its method.
         decode: ``module:function`` that decodes an item.
+        is_apart: An actor holds one unit at a time. Else the next one waits in it already, and dies with it.
     """
 
     output: str
@@ -63,6 +64,7 @@ class Flow:
     limits: "Limits"
     flow_weights: Mapping[FlowSpec, Any] = field(default_factory=dict)
     decode: str = DECODE
+    is_apart: bool = False
 
 
 class _DecodeActor(DecodeWorker):
@@ -146,20 +148,20 @@ def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
             "store_options": flow.store_options,
             "decode": flow.decode,
         },
-        **_pool(min(pools.decode_workers, num_units), pools.decode_cpus),
+        **_pool(flow, min(pools.decode_workers, num_units), pools.decode_cpus),
     )
     if pools.flow is not None:
         dataset = dataset.map_batches(
             _FlowActor,
             fn_constructor_kwargs={"spec": _flow_spec(flow, pools.flow), "payload_refs": flow.flow_weights},
-            **_pool(min(pools.flow.workers, num_units), pools.flow.num_cpus, pools.flow.num_gpus),
+            **_pool(flow, min(pools.flow.workers, num_units), pools.flow.num_cpus, pools.flow.num_gpus),
         )
     for spec, pool in _extract_specs(flow, pools):
         payload_refs = {model.label: flow.weights[model.label] for model in spec.models}
         dataset = dataset.map_batches(
             _ExtractActor,
             fn_constructor_kwargs={"spec": spec, "payload_refs": payload_refs},
-            **_pool(min(pool.workers, num_units), pool.num_cpus, pool.num_gpus),
+            **_pool(flow, min(pool.workers, num_units), pool.num_cpus, pool.num_gpus),
         )
     stage = StageWorker(flow.output, flow.store_options, flow.dataset, flow.run, flow.fingerprints)
     return dataset.map_batches(
@@ -214,11 +216,11 @@ def _flow_spec(flow: Flow, pool: FlowPool) -> "FlowPoolSpec":
     return FlowPoolSpec(labels, pool.device, pool.threads, tuple(sorted(drop)))
 
 
-def _pool(workers: int, num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
+def _pool(flow: Flow, workers: int, num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy
 
     return {
-        "compute": ActorPoolStrategy(size=workers),
+        "compute": ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if flow.is_apart else None),
         "batch_size": 1 if num_gpus else None,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,

@@ -87,6 +87,7 @@ class Run:
         self._id = uuid.uuid4().hex[:10]
         self._later: list[Unit] = []
         self._bad: set[str] = set()
+        self._has_lost = False  # a unit; the one over which a worker died may have taken those along that waited there
         self._ray: tuple[Flow, Pools] | None = None
         self._threads: dict[str, int] = {}  # of compiled networks: for other threads they would be compiled anew
         self._publisher = PublisherThread(
@@ -166,7 +167,7 @@ class Run:
         pools = all_pools.for_units(units.num_units, self._threads)
         self._threads = pools.threads({m.label for m in self._task.models if m.arithmetic == "compiled"})
         self._count_workers(pools)
-        flow = replace(flow, run=f"{self._id}-{number}")
+        flow = replace(flow, run=f"{self._id}-{number}", is_apart=self._has_lost)
         task = self._task
         key = f"{task.keys.units}/{flow.run}.units"
         task.store.put_file(key, str(units.path))
@@ -179,6 +180,7 @@ class Run:
         if not seen.all():
             check_nodes(flow.output, flow.store_options, key)  # before an item is blamed
         for unit in units.read(~seen):
+            self._has_lost = True
             self._lost(unit, flow.run)
         task.store.delete([key])
 

@@ -18,6 +18,7 @@ from featlib.storage import Store
 @dataclass(frozen=True)
 class _Flow:
     run: str = ""
+    is_apart: bool = False
 
 
 class _Units:
