@@ -94,7 +94,8 @@ def output(
     plan, *_ = grow(store, KEYS, read_plan(store, KEYS), [batch(rows)], shard_items)
     for label, videos in models.items():
         if settings and label in settings:
-            body = {"fingerprint": "", "semantics": {"network": label, **settings[label]}, "record": {}}
+            semantics = {"network": label, **settings[label]}
+            body = {"fingerprint": fingerprint(semantics), "semantics": semantics, "record": {}}
             store.put(KEYS.model(label), to_json(body).encode())
         for number, shard in enumerate(sorted(set(plan.shards.tolist()))):
             part = ids[number * shard_items : (number + 1) * shard_items]
