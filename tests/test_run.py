@@ -49,7 +49,13 @@ def test_networks_are_compiled_for_the_threads_of_one_pass(
     run = Run.__new__(Run)
     model = SimpleNamespace(label="cnn", arithmetic=arithmetic)
     store, keys = Store(str(tmp_path / "out")), SimpleNamespace(units="units")
-    run.__dict__ |= {"_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (_Flow(), pools)}
+    run.__dict__ |= {
+        "_id": "r",
+        "_shown": SilentReporter(),
+        "_threads": {},
+        "_ray": (_Flow(), pools),
+        "_has_lost": False,
+    }
     run.__dict__["_task"] = SimpleNamespace(models=[model], store=store, keys=keys)
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
@@ -57,3 +63,35 @@ def test_networks_are_compiled_for_the_threads_of_one_pass(
     for number, num_units in enumerate((14, 3, 100)):
         run._pass(_Units(num_units, tmp_path / "units"), number)  # type: ignore[arg-type]
     assert seen == threads
+
+
+def test_after_a_loss_an_actor_holds_one_unit_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in an actor dies with it, and could end as if it had been what the actor died of."""
+    apart: list[bool] = []
+    lost: list[int] = []
+
+    def results(flow: _Flow, pools: Pools, key: str, num_units: int) -> Iterator[dict[str, int]]:
+        apart.append(flow.is_apart)
+        yield from ({"seq": seq} for seq in range(num_units - (len(apart) == 2)))
+
+    class Units(_Units):
+        def read(self, lost: np.ndarray) -> Iterator[Any]:
+            return iter(np.flatnonzero(lost).tolist())
+
+    (tmp_path / "units").write_bytes(b"")
+    run = Run.__new__(Run)
+    store, keys = Store(str(tmp_path / "out")), SimpleNamespace(units="units")
+    flow = SimpleNamespace(output="", store_options=None)
+    monkeypatch.setattr("featlib.run.replace", lambda _flow, **changed: SimpleNamespace(**vars(flow), **changed))
+    pools = plan_pools(Machine(8), Sizes(), {"cnn": "frame"})
+    run.__dict__ |= {"_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_has_lost": False}
+    run.__dict__["_task"] = SimpleNamespace(models=[], store=store, keys=keys)
+    monkeypatch.setattr("featlib.dataflow.results", results)
+    monkeypatch.setattr("featlib.nodes.check_nodes", lambda *_: None)
+    monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
+    monkeypatch.setattr(run, "_take", lambda _row: None)
+    monkeypatch.setattr(run, "_lost", lambda unit, _run: lost.append(unit))
+    for number in range(4):
+        run._pass(Units(5, tmp_path / "units"), number)  # type: ignore[arg-type]
+    assert lost == [4]
+    assert apart == [False, False, True, True]
