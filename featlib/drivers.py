@@ -91,10 +91,8 @@ def _is_gone(pid: int) -> bool:
     """Whether there is no such process. Those of other users may be hidden from ``/proc``, but not from signals."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
