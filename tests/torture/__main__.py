@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from tests.servers.others import OtherServer, is_installed
+from tests.servers import others
 from tests.servers.swift import SwiftServer, user_environment
 from tests.torture import faulty, flips, job, mutants
 from tests.torture.publishing import Kill, Scene, Stage, Tellers, kills, stage_in
@@ -36,7 +36,7 @@ _KILLS_A_SCENE = 30
 _SWIFT_SHARE = 10  # one kill in so many is played on an object store
 _WITH_WORK = PHASES[:2]  # of any seed; the others may find nothing to do
 Play = Callable[[Stage, Scene, Tellers, Random], list[str]]
-_STORES = ("disk", "swift", "moto", "rclone")
+_STORES = ("disk", "swift", *others.STORES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _place(name: str, folder: Path) -> Iterator[_Place]:
     if name == "disk":
         yield _Place(name)
         return
-    with SwiftServer(folder / name) if name == "swift" else OtherServer(name, folder / name) as server:
+    with (SwiftServer if name == "swift" else others.STORES[name])(folder / name) as server:
         os.environ.update(user_environment())
         yield _Place(name, f"s3://{server.bucket()}", server.endpoint_url)
 
@@ -76,10 +76,10 @@ def _place(name: str, folder: Path) -> Iterator[_Place]:
 def _stores(given: argparse.Namespace) -> list[str]:
     if given.store:
         return [given.store]
-    there = [name for name in _STORES if name in ("disk", "swift") or is_installed(name)]
-    for name in set(_STORES) - set(there):
+    missing = [name for name, server in others.STORES.items() if not server.is_installed()]
+    for name in missing:
         print(f"{name} is not installed and is left out", file=sys.stderr)
-    return there
+    return [name for name in _STORES if name not in missing]
 
 
 def _publishing(given: argparse.Namespace, folder: Path) -> list[Tally]:

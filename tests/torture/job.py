@@ -156,7 +156,7 @@ class _Job:
 
 def torture(folder: Path, total: int, seed: int) -> Tally:
     """Kills ``total`` times, the victims in turn."""
-    tally = Tally("kills of drivers, actors, tasks and nodes of the real job")
+    tally = Tally("kills of drivers, actors, tasks and nodes of the real job", step=5)
     folder.mkdir(parents=True)
     with SwiftServer(folder / "swift") as server, _two_nodes(server.environment()) as nodes:
         job = _Job(folder, server.bucket(), nodes.cluster.address, server.endpoint_url)

@@ -10,10 +10,11 @@ class Tally:
 
     Args:
         what: What was done so many times.
+        step: After each so many a line says how far it is.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, step: int = 50) -> None:
+        self._what, self._step = what, step
         self._lock = threading.Lock()
         self.count = 0
         self.failures: list[str] = []
@@ -32,7 +33,7 @@ class Tally:
             if wrong:
                 self.failures.append(f"python -m tests.torture {how}: {'; '.join(wrong)}")
                 print(self.failures[-1], file=sys.stderr, flush=True)
-            if before // 50 < self.count // 50:
+            if before // self._step < self.count // self._step:
                 print(f"  {self._what}: {self.count}", file=sys.stderr, flush=True)
 
     def text(self) -> str:

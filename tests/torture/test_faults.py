@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.buckets import Buckets
-from tests.servers.others import OtherServer, is_installed
+from tests.servers.others import MotoServer
 from tests.servers.swift import SwiftServer, user_environment
 from tests.torture import flips
 from tests.torture.faulty import Weather, outage, spoilt, through
@@ -79,12 +79,12 @@ def grown(
         if store == "swift":
             server = request.getfixturevalue("s3_env")
         elif store == "moto":
-            if not is_installed("moto"):
+            if not MotoServer.is_installed():
                 pytest.skip("moto is not installed")
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             for name, value in user_environment().items():
                 patch.setenv(name, value)
-            server = stack.enter_context(OtherServer("moto", folder / "moto"))
+            server = stack.enter_context(MotoServer(folder / "moto"))
         output, endpoint_url = (f"s3://{server.bucket()}", server.endpoint_url) if server else (None, None)
         stage = stack.enter_context(stage_in(folder / "stage", output, endpoint_url, tellers))
         yield Grown(store, stage, stage.scene(_SEED, "grown"), endpoint_url)
