@@ -1,5 +1,5 @@
-"""Other stores with an S3 API, each of processes on loopback that die with this one: moto, a mock; rclone, which ignores
-conditions; Ceph's radosgw over a cluster of one monitor and one disk in memory. All take the keys of the tests' Swift."""
+"""Other stores with an S3 API, of processes on loopback that die with this one: moto, a mock; rclone, which ignores
+conditions; Ceph's radosgw over a cluster of one monitor and one disk in memory. All take the tests' keys of Swift."""
 
 import shutil
 import subprocess
