@@ -1,8 +1,8 @@
 """``python -m tests.torture``: the long version of what ``make test`` does a little of.
 
 python -m tests.torture                                     # everything, as make torture
-python -m tests.torture publishing --kills 900 --seed 0
-python -m tests.torture publishing --seed 3 --phase grown --at 17 --after    # one kill, as a failure names it
+python -m tests.torture publishing --kills 1500 --seed 0
+python -m tests.torture publishing --seed 3 --phase grown --at 'after list drivers 2'    # as a failure names it
 python -m tests.torture faults --share 0.1 --stories 5
 python -m tests.torture outage --seconds 60
 python -m tests.torture rivals --kills 20                   # drivers started on one output at once, on every store
@@ -16,7 +16,9 @@ import argparse
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -28,11 +30,13 @@ from random import Random
 from tests.servers import others
 from tests.servers.swift import SwiftServer, user_environment
 from tests.torture import faulty, flips, job, mutants
-from tests.torture.publishing import Kill, Scene, Stage, Tellers, kills, stage_in
+from tests.torture.doom import Point
+from tests.torture.publishing import HOLD_S, Coverage, Kill, Scene, Stage, Tellers, kills, stage_in, torture
 from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 
 _KILLS_A_SCENE = 30
+_WHOLE = 800  # kills in which each operation of a story has its turn
 _SWIFT_SHARE = 10  # one kill in so many is played on an object store
 _WITH_WORK = PHASES[:2]  # of any seed; the others may find nothing to do
 Play = Callable[[Stage, Scene, Tellers, Random], list[str]]
@@ -83,52 +87,67 @@ def _stores(given: argparse.Namespace) -> list[str]:
 
 
 def _publishing(given: argparse.Namespace, folder: Path) -> list[Tally]:
-    total = given.kills or 900
+    if given.at is not None:
+        return [_one_kill(given, folder)]
+    total = given.kills or 1500
     on_swift = total // _SWIFT_SHARE
     shares = {given.store: total} if given.store else {"disk": total - on_swift, "swift": on_swift}
-    if given.at is not None:
-        shares = {given.store or "disk": 1}
     tallies = []
     for name, kills_there in shares.items():
         if not kills_there:
             continue
         with ExitStack() as stack:
             place = stack.enter_context(_place(name, folder))
-            tally = Tally(f"kills of plan, stage, commit, publish and clean-up, on {name}")
+            tally = Tally(f"kills of plan, stage, commit, publish and clean-up, on {name}", kills_there)
             outputs = [place.output and f"{place.output}/{i}" for i in range(given.jobs)]
             stages = [
                 stack.enter_context(stage_in(folder / f"{name}-{i}", output, place.endpoint_url))
                 for i, output in enumerate(outputs)
             ]
-            _play(stages, tally, kills_there, given, name)
+            coverage = _play(stages, tally, given.seed, name)
+            print(f"{coverage.text()}, on {name}")
+            if not coverage.missing:
+                pass
+            elif name == "disk" and kills_there >= _WHOLE:
+                tally.add(f"publishing --seed {given.seed}", 0, [f"never killed {kind}" for kind in coverage.missing])
+            else:
+                print(f"  not {', '.join(coverage.missing)}")
             tallies.append(tally)
     return tallies
 
 
-def _play(stages: Sequence[Stage], tally: Tally, total: int, given: argparse.Namespace, store: str) -> None:
-    """Each stage plays stories of its own until all together have come to ``total`` kills."""
-    if given.at is not None:
-        scene = stages[0].scene(given.seed, given.phase)
-        kill = Kill(given.seed, given.phase, given.at, given.after, given.again)
-        tally.add(f"publishing --store {store} {kill}", *stages[0].play(scene, kill))
-        return
-    with ThreadPoolExecutor(len(stages)) as pool:
-        for done in [
-            pool.submit(_stories, stage, tally, total, given.seed + i, len(stages), store)
-            for i, stage in enumerate(stages)
-        ]:
-            done.result()
+def _one_kill(given: argparse.Namespace, folder: Path) -> Tally:
+    name = given.store or "disk"
+    again = Point.parse(given.again) if given.again else None
+    tally = Tally(f"kills on {name}")
+    with _place(name, folder) as place, stage_in(folder / name, place.output, place.endpoint_url) as stage:
+        scene = stage.scene(given.seed, given.phase)
+        kill = Kill(given.seed, given.phase, Point.parse(given.at), again)
+        torture(stage, scene, [kill], Random(0), tally, Coverage(), f"--store {name} ")
+    return tally
 
 
-def _stories(stage: Stage, tally: Tally, total: int, first_seed: int, step: int, store: str) -> None:
-    for seed in count(first_seed, step):
-        for phase in PHASES:
+def _play(stages: Sequence[Stage], tally: Tally, first_seed: int, store: str) -> Coverage:
+    """The stages take one scene after the other until the tally is full: of the first story on a disk every operation
+    has its turn, of the others some."""
+    coverage, taking = Coverage(), threading.Lock()
+    scenes = ((seed, phase) for seed in count(first_seed) for phase in PHASES)
+
+    def stories(stage: Stage) -> None:
+        while not tally.is_full:
+            with taking:
+                seed, phase = next(scenes)
             scene = stage.scene(seed, phase)
-            order = kills(scene, Random(f"kills {seed} {phase}"))
-            for _, kill in zip(range(_KILLS_A_SCENE), order, strict=False):
-                if tally.count >= total:
-                    return
-                tally.add(f"publishing --store {store} {kill}", *stage.play(scene, kill))
+            random = Random(f"kills {seed} {phase}")
+            chosen = kills(scene, random, coverage)
+            if seed != first_seed or store != "disk":
+                chosen = chosen[:_KILLS_A_SCENE]
+            torture(stage, scene, chosen, random, tally, coverage, f"--store {store} ")
+
+    with ThreadPoolExecutor(len(stages)) as pool:
+        for done in [pool.submit(stories, stage) for stage in stages]:
+            done.result()
+    return coverage
 
 
 def _faults(given: argparse.Namespace, folder: Path) -> list[Tally]:
@@ -149,17 +168,32 @@ def _outage(given: argparse.Namespace, folder: Path) -> list[Tally]:
 
 
 def _rivals(given: argparse.Namespace, folder: Path) -> list[Tally]:
-    def play(stage: Stage, scene: Scene, rival: Tellers, random: Random) -> list[str]:
-        return stage.play_rivals(scene, rival, random.uniform(0.0, 1.0))
+    """Half of them must meet; the others may, and one comes when the other plans, works, publishes or clears up."""
+    met = Counter[bool]()
 
-    return _of_two(given, folder, "rivals", "pairs of drivers started at once on one output", play)
+    def play(stage: Stage, scene: Scene, rival: Tellers, random: Random) -> list[str]:
+        delay_s, hold_s = random.choice(((random.uniform(0.0, 1.0), HOLD_S), (random.uniform(0.0, HOLD_S), 0.2)))
+        has_met, wrong = stage.play_rivals(scene, rival, delay_s, hold_s)
+        met[has_met] += 1
+        return wrong
+
+    tallies = _of_two(given, folder, "rivals", "pairs of drivers on one output", play)
+    print(f"{met[True]} pairs met, {met[False]} came one after the other")
+    return tallies
 
 
 def _sleepers(given: argparse.Namespace, folder: Path) -> list[Tally]:
-    def play(stage: Stage, scene: Scene, rival: Tellers, random: Random) -> list[str]:
-        return stage.play_sleeper(scene, rival, random.randrange(scene.num_features_put))
+    slept = Counter[str]()
 
-    return _of_two(given, folder, "sleepers", "drivers asleep for longer than their lease", play)
+    def play(stage: Stage, scene: Scene, rival: Tellers, random: Random) -> list[str]:
+        kind = random.choice(sorted({point.kind for point in scene.committed}))
+        point = random.choice([point for point in scene.committed if point.kind == kind])
+        slept[kind] += 1
+        return [f"slept {point}: {line}" for line in stage.play_sleeper(scene, rival, point)]
+
+    tallies = _of_two(given, folder, "sleepers", "drivers asleep for longer than their lease", play)
+    print("slept: " + ", ".join(f"{kind} {n}" for kind, n in sorted(slept.items())))
+    return tallies
 
 
 def _of_two(given: argparse.Namespace, folder: Path, name: str, what: str, play: Play) -> list[Tally]:
@@ -179,15 +213,21 @@ def _of_two(given: argparse.Namespace, folder: Path, name: str, what: str, play:
 def _pairs(
     given: argparse.Namespace, folder: Path, place: _Place, job: int, name: str, tally: Tally, play: Play
 ) -> None:
-    """Plays one story in ``--jobs``."""
+    """Plays one story in ``--jobs``, or that of ``--at`` alone."""
     own = folder / f"{place.name}-{job}"
     rival = Tellers(own / "rival")
+    numbers = range(job, given.kills or 20, given.jobs)
+    if given.at is not None:
+        numbers = range(int(given.at), int(given.at) + (job == 0))
     with stage_in(own / "stage", place.output and f"{place.output}/{job}", place.endpoint_url) as stage:
-        for number in range(job, given.kills or 20, given.jobs):
+        for number in numbers:
             random = Random(f"{name} {given.seed} {number}")
-            scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
-            wrong = play(stage, scene, rival, random)
-            tally.add(f"{name} --store {place.name} --seed {given.seed} --kills {number + 1}", 1, wrong)
+
+            def one(random: Random = random, number: int = number) -> tuple[int, list[str]]:
+                scene = stage.scene(given.seed + number, random.choice(_WITH_WORK))
+                return 1, play(stage, scene, rival, random)
+
+            tally.trial(f"{name} --store {place.name} --seed {given.seed} --at {number}", one)
     rival.close()
 
 
@@ -201,6 +241,8 @@ def _flips(given: argparse.Namespace, folder: Path) -> list[Tally]:
 
 
 def _job(given: argparse.Namespace, folder: Path) -> list[Tally]:
+    if given.at is not None:
+        return [job.torture(folder / "job", 1, given.seed, int(given.at))]
     return [job.torture(folder / "job", given.kills or 100, given.seed)]
 
 
@@ -229,9 +271,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="at a time, of publishing and of two drivers")
     parser.add_argument("--phase", choices=PHASES)
-    parser.add_argument("--at", type=int, help="one kill alone, at this operation")
-    parser.add_argument("--after", action="store_true")
-    parser.add_argument("--again", type=int)
+    parser.add_argument(
+        "--at", help="one trial alone: its number, or of publishing where it dies: 'after rename plan 0'"
+    )
+    parser.add_argument("--again", help="where the next run of that trial dies, too")
     parser.add_argument("--store", choices=_STORES, help="one kind of store alone")
     parser.add_argument("--share", type=float, help="of requests that are spoilt; default 0.1 and then 0.3")
     parser.add_argument("--stories", type=int, default=5, help="jobs over media of a seed, each in four phases")

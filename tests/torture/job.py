@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +35,7 @@ _WORDS = {"decode actor": "_DecodeActor", "extract actor": "_ExtractActor", "sta
 _LABELS = ("cnn", "scores")
 _MOST_RUNS = 3
 _MOST_TRIALS = 3  # for each kill: a victim may not be there when its moment comes
+_EARLY_SHARE = 0.2
 _LOOK_S = 0.02
 _MOST_S = 300.0
 _KEYS = Keys("d")
@@ -53,6 +53,14 @@ class _Nodes:
     def add_second(self) -> None:
         self.second = self.cluster.add_node(num_cpus=4)
         self.cluster.wait_for_nodes()
+
+    def at_work(self) -> list[int]:
+        """Pids of the job's processes on the second node."""
+        raylet = self.second.all_processes["raylet"][0].process.pid
+        words = _WORDS.values()
+        return [
+            p.pid for p in psutil.Process(raylet).children() if any(word in " ".join(p.cmdline()) for word in words)
+        ]
 
     def kill_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -114,6 +122,23 @@ class _Job:
         keys = [info.key for info in store.list(_KEYS.outcomes(label))]
         return {media_id for key in keys for media_id in read_outcomes(store, key)["media_id"].to_pylist()}
 
+    def progress(self, name: str) -> str:
+        """How far a job has come."""
+        store = self.store(name)
+        for prefix, what in (("features", "published"), (_KEYS.stage, "staged"), (_KEYS.plan, "planned")):
+            if store.list(prefix):
+                return what
+        return "not begun"
+
+    def outcomes(self, name: str) -> dict[tuple[str, str], tuple[object, ...]]:
+        """By label and media id: status, class and number of rows."""
+        store, found = self.store(name), dict[tuple[str, str], tuple[object, ...]]()
+        for label in _LABELS:
+            for info in store.list(_KEYS.outcomes(label)):
+                for row in read_outcomes(store, info.key).to_pylist():
+                    found[label, row["media_id"]] = row["status"], row["error_class"], row["num_rows"]
+        return found
+
     def frames(self, name: str) -> dict[str, int]:
         """By media id, the frames that were decoded of it."""
         store, found = self.store(name), dict[str, int]()
@@ -139,7 +164,7 @@ class _Job:
         return [info.key for prefix in (_KEYS.stage, _KEYS.units, _KEYS.drivers) for info in store.list(prefix)]
 
     def features(self, name: str) -> tuple[Features, list[str]]:
-        """What a reader finds, and what it finds wrong."""
+        """What a reader finds, and what is there twice."""
         store, found, wrong = self.store(name), Features(), []
         for label in _LABELS:
             for info in store.list(_KEYS.features(label)):
@@ -148,112 +173,214 @@ class _Job:
                     if key in found:
                         wrong.append(f"{key} is there twice")
                     found[key] = np.array(row["feature"], np.float32)
-            checked = verify(read_manifest((str(self.clips),)), store, _KEYS, label)
-            if not checked.complete:
-                wrong.append(f"featlib verify {label}: {checked.text()}")
         return found, wrong
 
+    def verified(self, name: str) -> list[str]:
+        checks = [verify(read_manifest((str(self.clips),)), self.store(name), _KEYS, label) for label in _LABELS]
+        return [f"featlib verify: {checked.text()}" for checked in checks if not checked.complete]
 
-def torture(folder: Path, total: int, seed: int) -> Tally:
-    """Kills ``total`` times, the victims in turn."""
+
+@dataclass(frozen=True)
+class _Truth:
+    """What an undisturbed job gives.
+
+    Args:
+        frames: By media id, the frames that are decoded of it.
+        begin_s: Until the first clip is decoded, from the command on.
+        work_s: From then to its end.
+    """
+
+    features: Features
+    outcomes: dict[tuple[str, str], tuple[object, ...]]
+    objects: set[str]
+    frames: dict[str, int]
+    begin_s: float
+    work_s: float
+
+    @classmethod
+    def of(cls, job: _Job) -> "_Truth":
+        started = time.monotonic()
+        process = job.start("calm")
+        while process.poll() is None and not _workers("decode actor"):
+            time.sleep(_LOOK_S)
+        begin_s = time.monotonic() - started
+        assert _status(process) == 0, job.log()
+        work_s = time.monotonic() - started - begin_s
+        features, wrong = job.features("calm")
+        wrong += job.verified("calm")
+        assert not wrong, wrong
+        truth = cls(features, job.outcomes("calm"), job.objects("calm"), job.frames("calm"), begin_s, work_s)
+        assert len(truth.outcomes) == len(_LABELS) * len(truth.frames) > 0
+        assert {media_id for _, media_id, _ in features} == truth.frames.keys()
+        return truth
+
+
+def torture(folder: Path, total: int, seed: int, first: int = 0) -> Tally:
+    """Kills ``total`` times, the victims in turn.
+
+    Args:
+        first: Number of the first trial.
+    """
     tally = Tally("kills of drivers, actors, tasks and nodes of the real job", step=5)
     folder.mkdir(parents=True)
     with SwiftServer(folder / "swift") as server, _two_nodes(server.environment()) as nodes:
         job = _Job(folder, server.bucket(), nodes.cluster.address, server.endpoint_url)
-        started = time.monotonic()
-        process = job.start("calm")
-        assert process.wait(_MOST_S) == 0, job.log()
-        calm_s = time.monotonic() - started
-        truth, wrong = job.features("calm")
-        assert truth
-        assert not wrong, wrong
-        frames, objects = job.frames("calm"), job.objects("calm")
-        killed, stopped = Counter[str](), Counter[str]()
-        for number in count():
-            if tally.count >= total or number >= _MOST_TRIALS * total:
+        truth = _Truth.of(job)
+        killed, stopped, progress = Counter[str](), Counter[str](), Counter[str]()
+        for number in range(first, first + _MOST_TRIALS * total):
+            if tally.count >= total:
                 break
-            random = Random(f"{seed} {number}")
-            victim, name = VICTIMS[number % len(VICTIMS)], f"run-{number}"
-            trial = _Trial(job, nodes, name, victim, frames)
-            wrong = trial.play(random.uniform(0.05, 0.95) * calm_s, random)
-            found, more = job.features(name)
-            wrong += more + _differences(found, truth) + [f"{key} was left behind" for key in job.left_behind(name)]
-            wrong += [f"objects differ: {d}" for d in [job.objects(name) ^ objects] if d]
-            tally.add(f"job --seed {seed} --kills {number + 1} ({victim})", trial.num_kills, wrong)
+            victim = VICTIMS[number % len(VICTIMS)]
+            trial = _Trial(job, nodes, f"run-{number}", victim, truth)
+            tally.trial(
+                f"job --seed {seed} --at {number}", lambda trial=trial, n=number: trial.play(Random(f"{seed} {n}"))
+            )
             killed[victim] += trial.num_kills
             stopped[victim] += trial.num_stops
-            job.store(name).delete([info.key for info in job.store(name).list("")])
+            progress[trial.progress] += victim == "driver" and trial.num_kills
+            trial.clear()
         if tally.count < total:
             tally.add(f"job --seed {seed} --kills {total}", 0, [f"only {tally.count} kills came about"])
+        missing = [victim for victim in VICTIMS if not killed[victim]] if total >= 2 * len(VICTIMS) else []
+        tally.add(f"job --seed {seed} --kills {total}", 0, [f"no {victim} was killed at work" for victim in missing])
     print("kills: " + ", ".join(f"{killed[victim]} {victim}" for victim in VICTIMS))
+    print("of drivers, when the output was: " + ", ".join(f"{how} {n}" for how, n in progress.items() if n))
     print("after which the job stopped and was run again: " + ", ".join(f"{n} {v}" for v, n in stopped.items() if n))
     return tally
 
 
 class _Trial:
-    """One job that is killed into once, and run to its end.
+    """One job that is killed into once, and run to its end."""
 
-    Args:
-        frames: By media id, the frames that are decoded of it.
-    """
-
-    def __init__(self, job: _Job, nodes: _Nodes, name: str, victim: str, frames: dict[str, int]) -> None:
-        self._job, self._nodes, self._name, self._victim, self._frames = job, nodes, name, victim, frames
+    def __init__(self, job: _Job, nodes: _Nodes, name: str, victim: str, truth: _Truth) -> None:
+        self._job, self._nodes, self._name, self._victim, self._truth = job, nodes, name, victim, truth
+        self._staged = set[str]()
         self.num_kills = self.num_stops = 0
+        self.progress = ""
 
-    def play(self, delay_s: float, random: Random) -> list[str]:
-        """Gives what was wrong, but for the rows."""
+    def play(self, random: Random) -> tuple[int, list[str]]:
+        """Gives the number of kills that came about, and what was wrong."""
         process = self._job.start(self._name)
-        self.num_kills = _kill_after(process, self._nodes, self._victim, delay_s, random)
-        status = process.wait(_MOST_S)
-        if self._nodes.second is None:
-            self._nodes.add_second()
-        wrong: list[str] = []
+        try:
+            self._kill(process, random)
+        finally:
+            status = _status(process)
+            if self._nodes.second is None:
+                self._nodes.add_second()
+        wrong = self._mixed() if status == -signal.SIGKILL else []
+        if status == 0 and self.num_kills:
+            wrong += self._done_again(self._staged, self._job.records(self._name), sum(self._truth.frames.values()))
         while status != 0 and self.num_stops < _MOST_RUNS:
             if status not in (1, -signal.SIGKILL):
-                return [f"exit {status}: {self._job.log()}"]
+                return self.num_kills, [*wrong, f"exit {status}: {self._job.log()}"]
             self.num_stops += 1
             staged, records = self._job.staged(self._name), self._job.records(self._name)
-            status = self._job.start(self._name).wait(_MOST_S)
+            status = _status(self._job.start(self._name))
             if status == 0:
-                wrong = self._done_again(staged, self._job.records(self._name) - records)
-        return wrong if status == 0 else [f"exit {status} after {self.num_stops} more runs: {self._job.log()}"]
+                wrong += self._done_again(staged, self._job.records(self._name) - records)
+        if status != 0:
+            return self.num_kills, [*wrong, f"exit {status} after {self.num_stops} more runs: {self._job.log()}"]
+        return self.num_kills, wrong + self._end()
 
-    def _done_again(self, staged: set[str], records: set[str]) -> list[str]:
-        """Whether the run that has just ended decoded more than what was not staged before it began."""
-        most = sum(count for media_id, count in self._frames.items() if media_id not in staged)
+    def clear(self) -> None:
+        store = self._job.store(self._name)
+        store.delete([info.key for info in store.list("")])
+
+    def _kill(self, process: "subprocess.Popen[bytes]", random: Random) -> None:
+        """Kills once, as soon after a moment of chance as the victim is there and has to do with the job.
+
+        One time in five the driver or the node dies before anything is decoded.
+        """
+        delay_s = self._truth.begin_s * random.uniform(0.05, 1.0)
+        if self._victim not in ("driver", "raylet") or random.random() > _EARLY_SHARE:
+            _wait_until(process, lambda: bool(_workers("decode actor")))
+            delay_s = self._truth.work_s * random.uniform(0.0, 0.9)
+        ends = time.monotonic() + delay_s
+        _wait_until(process, lambda: time.monotonic() > ends)
+        _wait_until(process, lambda: self._is_killed(process, random))
+
+    def _is_killed(self, process: "subprocess.Popen[bytes]", random: Random) -> bool:
+        if not self._victims(process):
+            return False
+        staged = self._job.staged(self._name)
+        victims = self._victims(process)  # they may have ended meanwhile
+        if not victims or process.poll() is not None:
+            return False
+        if self._victim == "raylet":
+            self._nodes.kill_second()
+        elif not _sent(random.choice(victims)):
+            return False
+        self._staged, self.num_kills = staged, 1
+        if self._victim == "driver":
+            process.wait()
+            self.progress = self._job.progress(self._name)
+        return True
+
+    def _victims(self, process: "subprocess.Popen[bytes]") -> list[int]:
+        if self._victim == "driver":
+            return [process.pid]
+        if self._victim == "raylet":
+            return self._nodes.at_work()
+        return _workers(self._victim)
+
+    def _mixed(self) -> list[str]:
+        """After the driver's death each item must be visible whole, or not at all."""
+        found, wrong = self._job.features(self._name)
+        visible = {key[:2] for key in found}
+        wanted = {key: value for key, value in self._truth.features.items() if key[:2] in visible}
+        return wrong + _differences(found, wanted)
+
+    def _done_again(self, staged: set[str], records: set[str], free: int = 0) -> list[str]:
+        """Whether the runs of ``records`` decoded more than ``free`` frames and what was not staged."""
+        most = free + sum(count for media_id, count in self._truth.frames.items() if media_id not in staged)
         decoded = self._job.decoded(self._name, records)
-        return [f"{decoded} frames were decoded again, {most} were not staged"] if decoded > most else []
+        return [f"{decoded} frames were decoded, {most} at most were to be"] if decoded > most else []
+
+    def _end(self) -> list[str]:
+        job, name, truth = self._job, self._name, self._truth
+        found, wrong = job.features(name)
+        wrong += _differences(found, truth.features) + job.verified(name)
+        wrong += [f"{key} was left behind" for key in job.left_behind(name)]
+        wrong += [f"objects differ: {keys}" for keys in [job.objects(name) ^ truth.objects] if keys]
+        outcomes = job.outcomes(name)
+        return wrong + [
+            f"the outcome of {key} is {outcomes.get(key)}, not {truth.outcomes.get(key)}"
+            for key in outcomes.keys() | truth.outcomes.keys()
+            if outcomes.get(key) != truth.outcomes.get(key)
+        ]
 
 
-def _kill_after(process: "subprocess.Popen[bytes]", nodes: _Nodes, victim: str, delay_s: float, random: Random) -> int:
-    """Kills once, ``delay_s`` into the job or as soon after that as the victim is there; 0 when it never was."""
-    ends = time.monotonic() + delay_s
-    kill: Callable[[], bool] = {
-        "driver": lambda: _sent(process.pid),
-        "raylet": lambda: nodes.kill_second() is None,
-    }.get(victim, lambda: _kill_worker(nodes, victim, random))
-    while process.poll() is None:
-        try:
-            process.wait(max(0.02, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            if kill():
-                return 1
-            ends = time.monotonic() + _LOOK_S
-    return 0
+def _wait_until(process: "subprocess.Popen[bytes]", is_so: Callable[[], bool]) -> None:
+    """Or until the process has ended."""
+    ends = time.monotonic() + _MOST_S
+    while process.poll() is None and not is_so() and time.monotonic() < ends:
+        time.sleep(_LOOK_S)
 
 
-def _kill_worker(nodes: _Nodes, victim: str, random: Random) -> bool:
-    """One of the workers of this Ray; those of others on this machine are no children of its processes."""
-    workers = [p for p in psutil.Process().children(recursive=True) if _is(p, victim)]
-    return bool(workers) and _sent(random.choice(workers).pid)
+def _status(process: "subprocess.Popen[bytes]") -> int:
+    """The exit status of a job, which is ended when it takes too long."""
+    try:
+        return process.wait(_MOST_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+def _workers(victim: str) -> list[int]:
+    """Pids of workers of this Ray that have a task of the job in hand; those of others on this machine are no children
+    of its processes."""
+    return [process.pid for process in psutil.Process().children(recursive=True) if _is(process, victim)]
 
 
 def _is(process: psutil.Process, victim: str) -> bool:
     try:
         if victim == "decoding process":
-            return any(_WORDS["decode actor"] in word for p in process.parents() for word in p.cmdline())
-        return any(_WORDS[victim] in word for word in process.cmdline())
+            parent = process.parent()
+            return parent is not None and _is(parent, "decode actor")
+        title = " ".join(process.cmdline())
+        # Ray names a worker by what it does; an actor that waits has the name of its class alone.
+        return _WORDS[victim] in title and (victim == "stage task" or title.rstrip().endswith(".submit"))
     except psutil.Error:
         return False
 

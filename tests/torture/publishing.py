@@ -12,9 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,11 +27,14 @@ import pyarrow.parquet as pq
 
 from featlib.layout import Keys
 from featlib.manifest import read_manifest
+from featlib.shards.staging import list_pieces
 from featlib.shards.verify import verify
 from featlib.storage import Store, StoreOptions
 from tests.servers.swift import user_environment
+from tests.torture.doom import Point, points
 from tests.torture.story import LABELS, PHASES, Story
 from tests.torture.story_server import READY
+from tests.torture.tally import Tally
 
 KEYS = Keys("d")
 _KILLED = -9
@@ -39,8 +43,8 @@ _LEFT = re.compile(r"^featlib\.errors\.StoppedError: driver .* is at work on dat
 _BURIED = re.compile(
     r"^featlib\.errors\.StoppedError: the claim of this driver .* another driver took over", re.MULTILINE
 )
-_FEATURES_PUT = "put_file features/"
-_HOLD_S = 4.0
+_OF_DRIVER = ("put features", "put_file features", "put outcomes", "put_file plan", "put_file units", "delete stage")
+HOLD_S = 4.0
 _MOST_S = 120.0
 
 
@@ -49,19 +53,58 @@ class Kill:
     """One kill of one story.
 
     Args:
-        at: Number of the operation.
-        again: Number of the operation at which the next run is killed too; None: it lives.
+        at: Where the run dies.
+        again: Where the next run dies, too; None: it lives.
     """
 
     seed: int
     phase: str
-    at: int
-    is_after: bool
-    again: int | None = None
+    at: Point
+    again: Point | None = None
 
     def __str__(self) -> str:
-        again = "" if self.again is None else f" --again {self.again}"
-        return f"--seed {self.seed} --phase {self.phase} --at {self.at}{' --after' * self.is_after}{again}"
+        again = f" --again '{self.again}'" if self.again else ""
+        return f"--seed {self.seed} --phase {self.phase} --at '{self.at}'{again}"
+
+
+class Coverage:
+    """Which kinds of operations runs consist of, and before and after which of them runs were killed."""
+
+    def __init__(self) -> None:
+        self._there, self._hit = set[str](), set[str]()
+        self._lock = threading.Lock()
+
+    def expect(self, operations: Sequence[str]) -> None:
+        with self._lock:
+            self._there |= {point.kind for point in points(operations)}
+
+    def hit(self, point: Point) -> None:
+        with self._lock:
+            self._hit.add(point.kind)
+
+    def has(self, kind: str) -> bool:
+        return kind in self._hit
+
+    @property
+    def missing(self) -> list[str]:
+        return sorted(self._there - self._hit)
+
+    def text(self) -> str:
+        return f"killed before and after operations of {len(self._hit & self._there)} of {len(self._there)} kinds"
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of one kill.
+
+    Args:
+        hit: Where runs died.
+        operations: Of the last run, which lived.
+    """
+
+    hit: tuple[Point, ...]
+    wrong: list[str]
+    operations: tuple[str, ...] = ()
 
 
 class Tellers:
@@ -88,8 +131,8 @@ class Tellers:
             self._is_ready = True
 
     def tell(
-        self, story: Story, log: Path, at: int | None = None, *, is_after: bool = False, is_alone: bool = True,
-        hold_s: float = 0.0, of: str = "", stopped: Path | None = None,
+        self, story: Story, log: Path, point: Point | None = None, *, is_alone: bool = True, hold_s: float = 0.0,
+        stopped: Path | None = None,
     ) -> tuple[int, str]:  # fmt: skip
         """Runs the job of a story; gives its exit status and what it said at its end."""
         self.wait()
@@ -97,8 +140,8 @@ class Tellers:
         assert self._process.stdout is not None
         self._said.unlink(missing_ok=True)
         request = {
-            "story": story.to_json(), "at": at, "is_after": is_after, "is_alone": is_alone, "hold_s": hold_s,
-            "log": str(log), "said": str(self._said), "of": of, "stopped": stopped and str(stopped),
+            "story": story.to_json(), "point": point and str(point), "is_alone": is_alone, "hold_s": hold_s,
+            "log": str(log), "said": str(self._said), "stopped": stopped and str(stopped),
         }  # fmt: skip
         print(json.dumps(request), file=self._process.stdin, flush=True)
         status = int(self._process.stdout.readline())
@@ -164,13 +207,10 @@ class Scene:
     operations: tuple[str, ...]
 
     @property
-    def num_operations(self) -> int:
-        return len(self.operations)
-
-    @property
-    def num_features_put(self) -> int:
-        """How many features objects the undisturbed job put."""
-        return sum(what.startswith(_FEATURES_PUT) for what in self.operations)
+    def committed(self) -> list[Point]:
+        """After each put, and each deletion of what was staged."""
+        made = [point for point in points(self.operations) if point.is_after]
+        return [point for point in made if point.of.startswith(_OF_DRIVER)]
 
     def may_be_redone(self, media_id: str) -> bool:
         """Whether a run after the commit takes the item up once more: with ``--retry-failed``, what fails again."""
@@ -237,32 +277,33 @@ class Stage:
         answer: dict[str, Any] = json.loads(said)
         return answer
 
-    def play(self, scene: Scene, kill: Kill) -> tuple[int, list[str]]:
-        """Kills and goes on; gives the number of kills that came about, and what was wrong."""
+    def play(self, scene: Scene, kill: Kill) -> Played:
+        """Kills and goes on to the end."""
         store = self._store("killed")
         _copy(self._store("start"), store)
         story = replace(scene.story, output=store.url)
-        staged, redone, num_kills = set[str](), list[str](), 0
-        for number, at in enumerate((kill.at, kill.again, None)):
-            if number and at is None and number < 2:
-                continue
+        staged, hit, said = Counter[str](), list[Point](), ""
+        for point in (kill.at, kill.again, None) if kill.again else (kill.at, None):
             log = self._folder / "killed.log"
             log.unlink(missing_ok=True)
-            status, said = self._tellers.tell(story, log, at, is_after=kill.is_after)
-            now = log.read_text().splitlines() if log.exists() else []
-            redone += [line for line in now if line in staged and not scene.may_be_redone(line.split()[0])]
-            staged |= set(now)
-            if status == _KILLED:
-                num_kills += 1
+            status, said = self._tellers.tell(story, log, point)
+            staged += Counter(log.read_text().splitlines() if log.exists() else ())
+            if status == _KILLED and point is not None:
+                hit.append(point)
+                # Killed right after a put, it had no time to say that the piece is there.
+                staged |= Counter(_staged(store))
                 wrong = _between(Rows.of(store), scene)
                 if wrong:
-                    return num_kills, wrong
+                    return Played(tuple(hit), wrong)
             elif status:
-                return num_kills, [f"exit {status}: {said}"]
+                return Played(tuple(hit), [f"exit {status}: {said}"])
+            elif point is not None:
+                break  # it had ended before it came to that place
         wrong = _end(store, scene)
+        redone = [line for line, times in staged.items() if times > 1 and not scene.may_be_redone(line.split()[0])]
         if redone:
             wrong.append(f"done again though it was staged: {', '.join(redone)}")
-        return num_kills, wrong
+        return Played(tuple(hit), wrong, tuple(json.loads(said)["operations"]))
 
     def play_through(self, scene: Scene, endpoint_url: str, most_runs: int) -> tuple[int, list[str]]:
         """Plays with the store at another endpoint, again and again while it stops cleanly; gives the number of runs
@@ -279,10 +320,16 @@ class Stage:
                 return number, [f"exit {status}: {said}"]
         return most_runs, [f"not done after {most_runs} runs: {said}"]
 
-    def play_rivals(self, scene: Scene, rival: Tellers, delay_s: float) -> list[str]:
-        """Two drivers at once, the second so much later: one must do the work, the other must leave with a word.
+    def play_rivals(
+        self, scene: Scene, rival: Tellers, delay_s: float, hold_s: float = HOLD_S
+    ) -> tuple[bool, list[str]]:
+        """Two drivers, the second so much later than the first; says whether they met, and what was wrong.
 
-        The one that works takes its time, so that they meet.
+        Where they meet, one must do the work, the other must leave with a word. Where the first works for as long as
+        it does by default and the second comes within a second, they must meet.
+
+        Args:
+            hold_s: Each works for so long before its first result.
         """
         store = self._store("rivals")
         _copy(self._store("start"), store)
@@ -292,24 +339,28 @@ class Stage:
             log.unlink(missing_ok=True)
         rival.wait()  # its own was used for the scene
         with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(self._tellers.tell, story, logs[0], is_alone=False, hold_s=_HOLD_S)
+            first = pool.submit(self._tellers.tell, story, logs[0], is_alone=False, hold_s=hold_s)
             time.sleep(delay_s)
-            second = pool.submit(rival.tell, story, logs[1], is_alone=False, hold_s=_HOLD_S)
+            second = pool.submit(rival.tell, story, logs[1], is_alone=False, hold_s=hold_s)
             ended = [first.result(), second.result()]
         wrong = [f"exit {status}: {said}" for status, said in ended if status and not _LEFT.search(said)]
+        has_met = any(status for status, _ in ended)
         if all(status for status, _ in ended):
             wrong.append("neither did the work")
-        if not any(status for status, _ in ended):
+        if not has_met and hold_s >= HOLD_S and delay_s <= 1.0:
             wrong.append("neither left: they did not meet")
         did = [set(log.read_text().splitlines()) if log.exists() else set() for log in logs]
         wrong += [f"both staged {item}" for item in did[0] & did[1]]
-        return wrong + _end(store, scene)
+        return has_met, wrong + _end(store, scene)
 
-    def play_sleeper(self, scene: Scene, rival: Tellers, at: int) -> list[str]:
-        """The first driver is stopped for longer than the lease, right after it put features object number ``at``;
-        another takes over and ends; then the first goes on, and must leave.
+    def play_sleeper(self, scene: Scene, rival: Tellers, point: Point) -> list[str]:
+        """The first driver is stopped for longer than the lease; another takes over and ends; then the first goes on,
+        and must leave.
 
         What it was about to stage it may stage yet: only that stays behind.
+
+        Args:
+            point: After some operation.
         """
         store = self._store("sleeper")
         _copy(self._store("start"), store)
@@ -320,24 +371,31 @@ class Stage:
             path.unlink(missing_ok=True)
         rival.wait()
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(
-                self._tellers.tell, story, logs[0], at, of=_FEATURES_PUT, is_after=True, is_alone=False, stopped=stopped
-            )
+            first = pool.submit(self._tellers.tell, story, logs[0], point, is_alone=False, stopped=stopped)
             ends = time.monotonic() + _MOST_S
             while not stopped.exists():
                 if first.done() or time.monotonic() > ends:
-                    return [f"never came to operation {at}: {first.result(timeout=_MOST_S)}"]
+                    return [f"never came to {point}: {first.result(timeout=_MOST_S)}"]
                 time.sleep(0.02)
             try:
                 status, said = rival.tell(story, logs[1], is_alone=False)
+                left = [info.key for prefix in (KEYS.stage, KEYS.units) for info in store.list(prefix)]
             finally:
                 os.kill(int(stopped.read_text()), signal.SIGCONT)
             woken, word = first.result(timeout=_MOST_S)
         wrong = [] if status == 0 else [f"the one that took over: exit {status}: {said}"]
-        if not woken or not _BURIED.search(word):
+        wrong += [f"the one that took over left {key} behind" for key in left]
+        has_work = point.of.startswith("put")  # else it was clearing up, and may come to its end
+        if not _BURIED.search(word) and (woken or has_work):
             wrong.append(f"the one that woke up did not leave: exit {woken}: {word}")
         store.delete([info.key for prefix in (KEYS.stage, KEYS.units) for info in store.list(prefix)])
         return wrong + _end(store, scene)
+
+
+def _staged(store: Store) -> list[str]:
+    """What lies staged, as a job says of it."""
+    pieces = [piece for shard in list_pieces(store, KEYS).values() for piece in shard]
+    return [f"{report.media_id} {report.segment.k}" for piece in pieces for report in piece.reports]
 
 
 def _between(found: Rows, scene: Scene) -> list[str]:
@@ -349,8 +407,8 @@ def _between(found: Rows, scene: Scene) -> list[str]:
             wrong.append(f"{key} is neither old nor new: {rows}")
     wrong += [f"{key} was visible and is gone" for key in before if key in after and key not in now]
     for key, said in found.outcomes.items():
-        old, new = scene.before.outcomes.get(key), scene.truth.outcomes[key]
-        if said != old and not _is_outcome(scene, key, said, new):
+        old, new = scene.before.outcomes.get(key), scene.truth.outcomes.get(key)
+        if said != old and (new is None or not _is_outcome(scene, key, said, new)):
             wrong.append(f"the outcome of {key} is neither old nor new: {said}")
     return wrong + [f"the outcome of {key} is gone" for key in scene.before.outcomes if key not in found.outcomes]
 
@@ -406,14 +464,58 @@ def _copy(source: Store, target: Store) -> None:
         target.put(info.key, source.get(info.key))
 
 
-def kills(scene: Scene, random: Random) -> Iterator[Kill]:
-    """Every operation of a scene, before and after, in an order of chance; every third time the next run dies too."""
-    story = scene.story
-    points = [(at, is_after) for at in range(scene.num_operations) for is_after in (False, True)]
-    random.shuffle(points)
-    for i, (at, is_after) in enumerate(points):
-        again = random.randrange(scene.num_operations) if i % 3 == 2 else None
-        yield Kill(story.seed, story.phase, at, is_after, again)
+def kills(scene: Scene, random: Random, coverage: Coverage) -> list[Kill]:
+    """Every operation of a scene, before and after: kinds that were not hit yet first, one of each kind before a second
+    of any, otherwise in an order of chance."""
+    order = list(points(scene.operations))
+    random.shuffle(order)
+    seen, ranks = Counter[str](), dict[Point, tuple[bool, int]]()
+    for point in order:
+        ranks[point] = coverage.has(point.kind), seen[point.kind]
+        seen[point.kind] += 1
+    return [Kill(scene.story.seed, scene.story.phase, point) for point in sorted(order, key=ranks.__getitem__)]
+
+
+def torture(
+    stage: Stage,
+    scene: Scene,
+    chosen: Iterable[Kill],
+    random: Random,
+    tally: Tally,
+    coverage: Coverage,
+    how: str = "",
+) -> None:
+    """Plays kills until the tally is full; every third time the next run is killed as well, at one of all operations
+    that it takes.
+
+    Args:
+        how: Arguments for the command that repeats one.
+    """
+    coverage.expect(scene.operations)
+    for number, kill in enumerate(chosen):
+        if tally.is_full:
+            return
+        operations = _play_one(stage, scene, kill, tally, coverage, how)
+        coverage.expect(operations)
+        if number % 3 == 2 and operations and not tally.is_full:
+            again = random.choice(list(points(operations)))
+            _play_one(stage, scene, replace(kill, again=again), tally, coverage, how)
+
+
+def _play_one(stage: Stage, scene: Scene, kill: Kill, tally: Tally, coverage: Coverage, how: str) -> tuple[str, ...]:
+    """Gives the operations of the last run."""
+    operations: tuple[str, ...] = ()
+
+    def play() -> tuple[int, list[str]]:
+        nonlocal operations
+        played = stage.play(scene, kill)
+        operations = played.operations
+        for point in played.hit:
+            coverage.hit(point)
+        return len(played.hit), played.wrong
+
+    tally.trial(f"publishing {how}{kill}", play)
+    return operations
 
 
 @contextmanager

@@ -1,28 +1,30 @@
 """``python -m tests.torture.story_server``: runs stories, each in a process forked from this one, with torch loaded.
 
-A request is a line of JSON: ``story``, ``at`` (null: it lives), ``of``, ``is_after``, ``is_alone``, ``hold_s``,
-``log``, ``stopped`` (a file; where it would die it writes its pid there and stops, until it is told to go on) and
-``said``, a file for what it has to say. The answer is the exit status. Before the first of them the line ``READY`` says
-that all is loaded.
+A request is a line of JSON: ``story``, ``point`` (where it dies; null: it lives), ``is_alone``, ``hold_s``, ``log``,
+``stopped`` (a file; where it would die it writes its pid there and stops, until it is told to go on) and ``said``, a
+file for what it has to say. The answer is the exit status; one that hangs is ended by SIGALRM. Before the first of
+them the line ``READY`` says that all is loaded.
 """
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 READY = "ready"
+_MOST_S = 600
 
 
 def serve(request: dict[str, Any]) -> None:
     """The job itself; a file with the operations it took."""
-    from tests.torture.doom import Doom
+    from tests.torture.doom import Doom, Point
     from tests.torture.story import Story
     from tests.torture.without_ray import run_story
 
-    doom = Doom(request["at"], of=request["of"], is_after=request["is_after"], stopped=request["stopped"])
+    doom = Doom(request["point"] and Point.parse(request["point"]), stopped=request["stopped"])
     doom.install()
     story = Story.from_json(request["story"])
     summary = run_story(story, request["log"], is_alone=request["is_alone"], hold_s=request["hold_s"])
@@ -34,6 +36,7 @@ def fork(request: dict[str, Any]) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
+        signal.alarm(_MOST_S)
         try:
             serve(request)
             status = 0

@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
 
 class Tally:
@@ -10,14 +11,29 @@ class Tally:
 
     Args:
         what: What was done so many times.
+        total: How many are wanted; None: as many as come.
         step: After each so many a line says how far it is.
     """
 
-    def __init__(self, what: str, step: int = 50) -> None:
-        self._what, self._step = what, step
+    def __init__(self, what: str, total: int | None = None, step: int = 50) -> None:
+        self._what, self._total, self._step = what, total, step
         self._lock = threading.Lock()
         self.count = 0
         self.failures: list[str] = []
+
+    @property
+    def is_full(self) -> bool:
+        return self._total is not None and self.count >= self._total
+
+    def trial(self, how: str, play: Callable[[], tuple[int, Sequence[str]]]) -> None:
+        """Plays one trial, which gives the kills that came about and what was wrong, and takes it; an exception that
+        leaves it is wrong, too."""
+        try:
+            count, wrong = play()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next trials are worth playing
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            count, wrong = 0, [f"{type(error).__name__} in {place.name}, line {place.lineno}: {error}"]
+        self.add(how, count, wrong)
 
     def add(self, how: str, count: int, wrong: Sequence[str]) -> None:
         """Takes one trial.

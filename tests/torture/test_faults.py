@@ -91,14 +91,15 @@ def grown(
 
 
 def test_of_two_drivers_one_works(grown: Grown, rival: Tellers) -> None:
-    wrong = grown.stage.play_rivals(grown.scene, rival, 0.3)
-    assert not wrong, f"python -m tests.torture rivals --store {grown.store}: {wrong}"
+    has_met, wrong = grown.stage.play_rivals(grown.scene, rival, 0.3)
+    assert not wrong, f"on {grown.store}, --seed {_SEED} --phase grown, 0.3 s apart: {wrong}"
+    assert has_met
 
 
 def test_a_driver_that_slept_while_another_took_over_leaves(grown: Grown, rival: Tellers) -> None:
-    assert grown.scene.num_features_put > 2
-    wrong = grown.stage.play_sleeper(grown.scene, rival, 1)
-    assert not wrong, f"python -m tests.torture sleepers --store {grown.store}: {wrong}"
+    point = [point for point in grown.scene.committed if "features" in point.of][1]
+    wrong = grown.stage.play_sleeper(grown.scene, rival, point)
+    assert not wrong, f"on {grown.store}, --seed {_SEED} --phase grown, asleep {point}: {wrong}"
 
 
 @pytest.mark.parametrize("grown", [pytest.param("swift", marks=pytest.mark.s3)], indirect=True)

@@ -7,8 +7,10 @@ from random import Random
 import pytest
 
 from featlib.storage import Store
-from tests.torture.publishing import KEYS, Kill, Stage, Tellers, _end, kills, stage_in
-from tests.torture.story import LABELS, PHASES
+from tests.torture.doom import Point, named, points
+from tests.torture.publishing import Coverage, Kill, Scene, Stage, Tellers, _end, kills, stage_in, torture
+from tests.torture.story import PHASES
+from tests.torture.tally import Tally
 
 _SEED = 11
 _KILLS = 12
@@ -20,15 +22,35 @@ def stage(tellers: Tellers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield stage
 
 
+@pytest.fixture(scope="module")
+def coverage() -> Coverage:
+    return Coverage()
+
+
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_at_any_operation_and_run_again_nothing_is_lost_or_twice(stage: Stage, phase: str) -> None:
-    scene = stage.scene(_SEED, phase)
-    count, order = 0, kills(scene, Random(_SEED))
-    for _, kill in zip(range(_KILLS), order, strict=False):
-        num_kills, wrong = stage.play(scene, kill)
-        assert not wrong, f"python -m tests.torture publishing {kill}: {wrong}"
-        count += num_kills
-    assert count >= _KILLS, "kills came about"
+def test_killed_at_any_operation_and_run_again_nothing_is_lost_or_twice(
+    stage: Stage, coverage: Coverage, phase: str
+) -> None:
+    scene, random, tally = stage.scene(_SEED, phase), Random(_SEED), Tally(phase, _KILLS)
+    chosen = kills(scene, random, coverage)
+    assert len({kill.at.kind for kill in chosen[:_KILLS]}) == _KILLS, "each is of another kind"
+    torture(stage, scene, chosen, random, tally, coverage)
+    assert not tally.failures
+    assert tally.count == _KILLS, "kills came about"
+
+
+def test_what_was_staged_right_before_the_kill_is_not_done_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece that is there but was not told of would be missed by a look at what runs tell."""
+    scene = stage.scene(_SEED, "first")
+    of = next(of for of in scene.operations if of.startswith("rename stage"))
+    assert not stage.play(scene, Kill(_SEED, "first", Point(of, 0, is_after=True))).wrong
+    monkeypatch.setattr("tests.torture.publishing._staged", lambda store: [f"{_one_id(scene)} 0"])
+    played = stage.play(scene, Kill(_SEED, "first", Point(of, 0, is_after=False)))
+    assert any("done again though it was staged" in line for line in played.wrong)
+
+
+def _one_id(scene: Scene) -> str:
+    return next(media_id for _, media_id in scene.truth.outcomes)
 
 
 def test_what_is_lost_or_twice_would_be_seen(stage: Stage, tmp_path: Path) -> None:
@@ -44,18 +66,45 @@ def test_what_is_lost_or_twice_would_be_seen(stage: Stage, tmp_path: Path) -> No
     assert any("is lost" in line for line in _end(Store(str(calm)), scene))
 
 
+def test_what_ends_a_trial_early_is_a_failure_with_its_command() -> None:
+    def play() -> tuple[int, list[str]]:
+        raise ValueError("not a Parquet file")
+
+    tally = Tally("kills")
+    tally.trial("publishing --seed 3", play)
+    assert len(tally.failures) == 1
+    assert tally.failures[0].startswith("python -m tests.torture publishing --seed 3: ValueError")
+
+
+def test_a_kill_is_named_so_that_it_can_be_repeated() -> None:
+    kill = Kill(1, "grown", Point("put stage/00003/", 2, is_after=False), Point("list plan", 0, is_after=True))
+    assert str(kill) == "--seed 1 --phase grown --at 'before put stage/00003/ 2' --again 'after list plan 0'"
+    assert [Point.parse(str(point)) for point in (kill.at, kill.again)] == [kill.at, kill.again]
+    assert named("put", "_featlib/d/stage/00003/0b-00000001-ff.piece") == "put stage/00003/"
+    assert named("rename", "/tmp/x/_featlib/d/drivers/0b.claim") == "rename drivers/.claim"
+    assert named("list", "_featlib/d/stage") == "list stage"
+    assert [str(point) for point in points(["list plan", "list plan"])] == [
+        "before list plan 0", "after list plan 0", "before list plan 1", "after list plan 1",
+    ]  # fmt: skip
+
+
 def test_operations_are_of_every_kind(stage: Stage) -> None:
     scene = stage.scene(_SEED, "grown")
-    assert scene.num_operations > 40
-    assert {what.partition(" ")[0] for what in scene.operations} == {"put", "put_file", "list", "delete", "rename"}
-    changes = {
-        KEYS.plan: {"put_file", "rename"},
-        KEYS.stage: {"put", "rename", "delete"},
-        KEYS.units: {"put_file", "rename", "delete"},
-        KEYS.drivers: {"put", "rename", "delete"},
-        **{KEYS.features(label): {"put_file", "rename"} for label in LABELS},
-        **{KEYS.outcomes(label): {"put", "rename"} for label in LABELS},
+    assert len(scene.operations) > 40
+    verbs: dict[str, set[str]] = {}
+    for what in scene.operations:
+        verb, place = what.split(" ")
+        verbs.setdefault(place.partition("/")[0], set()).add(verb)
+    assert verbs == {
+        "plan": {"list", "put_file", "rename"},
+        "stage": {"list", "put", "rename", "delete", "rmdir"},
+        "units": {"list", "put_file", "rename", "delete", "rmdir"},
+        "drivers": {"list", "put", "rename", "delete", "rmdir"},
+        "features": {"list", "put_file", "rename"},
+        "outcomes": {"list", "put", "rename"},
+        "runs": {"put", "rename"},
+        "temporary": {"sweep"},
+        ".": {"rmdir"},
     }
-    for place, verbs in changes.items():
-        assert {what.partition(" ")[0] for what in scene.operations if place in what} - {"list"} == verbs, place
-    assert str(Kill(1, "grown", 3, is_after=True, again=5)) == "--seed 1 --phase grown --at 3 --after --again 5"
+    first = stage.scene(_SEED, "first")
+    assert {what.partition("/")[0] for what in first.operations} >= {"put models", "rename models"}
