@@ -1,4 +1,5 @@
-"""Every extractor passes the conformance test: the smallest of each family always, all the others on request."""
+"""Every extractor passes the conformance test: the smallest of each family in `make test` or `make long`, all the
+others on request."""
 
 from pathlib import Path
 
@@ -36,6 +37,8 @@ SMALLEST = {
     "factorised3d": "factorised3d",
     "two_stream": "two_stream_resnet18",
 }
+# Of the smallest, those that alone take more than 10 s.
+_SLOW = ("c3d", "i3d_rgb", "maxvit_t", "mvit_v2_s", "s3d", "vgg11")
 # Detectors have tests of their own: their rows are boxes.
 NAMES = [name for name in registry.names() if not registry.network(name).detects]
 OTHERS = [name for name in NAMES if name not in SMALLEST.values()]
@@ -149,7 +152,9 @@ FEATURE_SIZES = {
 PUBLISHED = {"c3d": 79.99, "i3d_rgb": 12.70, "i3d_flow": 12.68}
 
 
-@pytest.mark.parametrize("name", SMALLEST.values())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in _SLOW else name for name in SMALLEST.values()]
+)
 def test_smallest_of_each_family_conforms(name: str, tmp_path: Path) -> None:
     run_conformance(name, tmp_path)
 

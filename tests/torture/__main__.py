@@ -163,8 +163,8 @@ def _faults(given: argparse.Namespace, folder: Path) -> list[Tally]:
 def _outage(given: argparse.Namespace, folder: Path) -> list[Tally]:
     with _place("swift", folder) as place, stage_in(folder / "stage", place.output, place.endpoint_url) as stage:
         tally, stops = faulty.outage(stage, place.endpoint_url or "", given.seed, given.seconds)
-    print(f"{given.seconds:g} s without a store: {len(PHASES)} jobs, {stops} of them stopped")
-    return [tally]
+    print(f"{given.seconds:g} s without a store: {len(PHASES)} jobs without Ray, {stops} of them stopped")
+    return [tally, job.outage(folder / "job", given.seed, given.seconds)]
 
 
 def _rivals(given: argparse.Namespace, folder: Path) -> list[Tally]:

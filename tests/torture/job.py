@@ -27,7 +27,9 @@ from featlib.shards.staging import piece_keys, read_shards
 from featlib.shards.verify import verify
 from featlib.storage import Store, StoreOptions
 from tests.e2e.clips import write_clips
+from tests.servers.faults import FaultProxy
 from tests.servers.swift import SwiftServer
+from tests.torture.faulty import Weather
 from tests.torture.tally import Tally
 
 VICTIMS = ("driver", "decode actor", "decoding process", "extract actor", "stage task", "raylet")
@@ -89,7 +91,8 @@ class _Job:
         self._folder, self._bucket, self._address = folder, bucket, address
         self._endpoint_url = endpoint_url
         self.clips = folder / "clips"
-        write_clips(self.clips, 8)
+        if not self.clips.exists():
+            write_clips(self.clips, 8)
 
     def store(self, name: str) -> Store:
         return Store(f"s3://{self._bucket}/{name}", StoreOptions(self._endpoint_url))
@@ -249,6 +252,30 @@ def torture(folder: Path, total: int, seed: int, first: int = 0) -> Tally:
     return tally
 
 
+def outage(folder: Path, seed: int, outage_s: float) -> Tally:
+    """The store is away for a while in the middle of the real job, which must not stop."""
+    tally = Tally(f"requests of the real job in {outage_s:g} s without any store")
+    folder.mkdir(parents=True)
+    with SwiftServer(folder / "swift") as server, _two_nodes(server.environment()) as nodes:
+        calm = Weather(seed, 0.0)
+        with FaultProxy(server.endpoint_url, calm) as proxy:
+            truth = _Truth.of(_Job(folder, server.bucket(), nodes.cluster.address, proxy.endpoint_url))
+        at = Random(f"outage {seed}").randint(calm.count // 3, calm.count // 2)
+        weather = Weather(seed, 0.0, at, outage_s)
+        with FaultProxy(server.endpoint_url, weather) as proxy:
+            job = _Job(folder, server.bucket(), nodes.cluster.address, proxy.endpoint_url)
+
+            def play() -> tuple[int, list[str]]:
+                status = _status(job.start("outage"))
+                if status:
+                    return weather.faults, [f"exit {status}: {job.log()}"]
+                wrong = [] if weather.faults else ["no request fell into the outage"]
+                return weather.faults, wrong + _wrong(job, "outage", truth)
+
+            tally.trial(f"outage --seed {seed} --seconds {outage_s:g}", play)
+    return tally
+
+
 class _Trial:
     """One job that is killed into once, and run to its end."""
 
@@ -280,7 +307,7 @@ class _Trial:
                 wrong += self._done_again(staged, self._job.records(self._name) - records)
         if status != 0:
             return self.num_kills, [*wrong, f"exit {status} after {self.num_stops} more runs: {self._job.log()}"]
-        return self.num_kills, wrong + self._end()
+        return self.num_kills, wrong + _wrong(self._job, self._name, self._truth)
 
     def clear(self) -> None:
         store = self._job.store(self._name)
@@ -336,19 +363,6 @@ class _Trial:
         decoded = self._job.decoded(self._name, records)
         return [f"{decoded} frames were decoded, {most} at most were to be"] if decoded > most else []
 
-    def _end(self) -> list[str]:
-        job, name, truth = self._job, self._name, self._truth
-        found, wrong = job.features(name)
-        wrong += _differences(found, truth.features) + job.verified(name)
-        wrong += [f"{key} was left behind" for key in job.left_behind(name)]
-        wrong += [f"objects differ: {keys}" for keys in [job.objects(name) ^ truth.objects] if keys]
-        outcomes = job.outcomes(name)
-        return wrong + [
-            f"the outcome of {key} is {outcomes.get(key)}, not {truth.outcomes.get(key)}"
-            for key in outcomes.keys() | truth.outcomes.keys()
-            if outcomes.get(key) != truth.outcomes.get(key)
-        ]
-
 
 def _wait_until(process: "subprocess.Popen[bytes]", is_so: Callable[[], bool]) -> None:
     """Or until the process has ended."""
@@ -391,6 +405,20 @@ def _sent(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _wrong(job: _Job, name: str, truth: _Truth) -> list[str]:
+    """What is not as it was undisturbed, after a job."""
+    found, wrong = job.features(name)
+    wrong += _differences(found, truth.features) + job.verified(name)
+    wrong += [f"{key} was left behind" for key in job.left_behind(name)]
+    wrong += [f"objects differ: {keys}" for keys in [job.objects(name) ^ truth.objects] if keys]
+    outcomes = job.outcomes(name)
+    return wrong + [
+        f"the outcome of {key} is {outcomes.get(key)}, not {truth.outcomes.get(key)}"
+        for key in outcomes.keys() | truth.outcomes.keys()
+        if outcomes.get(key) != truth.outcomes.get(key)
+    ]
 
 
 def _differences(found: Features, truth: Features) -> list[str]:
