@@ -6,7 +6,7 @@ An open item costs a byte here, whatever the length of its id.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import chain, compress, repeat
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,6 @@ _ASKED_AT_ONCE = 16
 Needs = Mapping[str, tuple[str, ...]]
 """By media id, the labels that an item still needs."""
 
-Source = tuple[int | None, str | None]
-"""Size and etag of the file that was read."""
-
 
 class Backlog:
     """The open items of a run.
@@ -41,7 +38,7 @@ class Backlog:
         self._is_open = np.zeros(len(plan.ids), dtype=bool)
         self._num_open: dict[int, int] = {}
         self._missing: dict[tuple[int, str], set[int]] = {}
-        self._replaced: dict[tuple[int, str], Source] = {}
+        self._replaced: dict[tuple[int, str], frozenset[str]] = {}  # keys of the pieces that were there before this run
         self.open_items = 0
         wanted = np.zeros(len(plan.ids), dtype=bool)
         for rows in needs.values():
@@ -76,7 +73,7 @@ class Backlog:
             needs = self.needs_of(shard, mine)
             staged = staged_for(pieces, needs, self._fingerprints)
             replaced = _replaced(staged, store.options)
-            self._replaced.update({(shard, m): source for m, source in replaced.items()})
+            self._replaced.update(dict.fromkeys(((shard, m) for m in replaced), frozenset(p.key for p in pieces)))
             current = {m: item for m, item in staged.items() if m not in replaced}
             todo, begun_items = self._begin(shard, mine, needs, current)
             yield from units_of_shard(shard, mine, todo, begun_items, unit_items=unit_items, unit_videos=unit_videos)
@@ -100,12 +97,12 @@ class Backlog:
         self.open_items += len(new)
 
     def without_replaced(self, shard: int, pieces: Iterable[Piece]) -> list[Piece]:
-        """The pieces without reports of files that are no longer there: the clocks of workers may say that those are
-        the newest."""
+        """The pieces without what earlier runs staged of files that were replaced: the clocks of workers may say that
+        it is the newest. What this run staged stays, whichever file its worker found."""
         if not self._replaced:
             return list(pieces)
         return [
-            replace(p, reports=tuple(r for r in p.reports if self._replaced.get((shard, r.media_id)) != r.source))
+            replace(p, reports=tuple(r for r in p.reports if p.key not in self._replaced.get((shard, r.media_id), ())))
             for p in pieces
         ]
 
@@ -159,14 +156,12 @@ def staged_for(pieces: Iterable[Piece], needs: Needs, fingerprints: Mapping[str,
     return found
 
 
-def _replaced(staged: Mapping[str, StagedItem], options: StoreOptions) -> dict[str, Source]:
-    """Of what was staged by an earlier run, the items whose media has been replaced since, by media id, with the source
-    that is gone: they are done again."""
+def _replaced(staged: Mapping[str, StagedItem], options: StoreOptions) -> set[str]:
+    """Of what was staged by an earlier run, the items whose media has been replaced since: they are done again."""
 
-    def gone(item: StagedItem) -> Source | None:
+    def is_gone(item: StagedItem) -> bool:
         known = next((r for r in item.reports if r.source != (None, None)), None)
-        return known.source if known is not None and has_changed(known.uri, known.source, options) else None
+        return known is not None and has_changed(known.uri, known.source, options)
 
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        sources = list(pool.map(gone, staged.values()))
-    return {media_id: source for media_id, source in zip(staged, sources, strict=True) if source is not None}
+        return set(compress(staged, pool.map(is_gone, staged.values())))

@@ -1,6 +1,7 @@
 """The ``featlib`` command. Every command is a thin layer over a function of the library."""
 
 import errno
+import io
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ import click
 import featlib
 from featlib.errors import ConfigError, StoppedError
 from featlib.extract_options import extract_options, job_values
+from featlib.redaction import redact
 from featlib.train_options import train_options
 
 if TYPE_CHECKING:
@@ -235,7 +237,7 @@ def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | N
     from featlib import partition
     from featlib.drivers import Claim
     from featlib.layout import Keys
-    from featlib.storage import Store, StoreOptions, redact
+    from featlib.storage import Store, StoreOptions
 
     store, keys = Store(output, StoreOptions(endpoint_url, bool(anon))), Keys(_name(dataset))
     if partition.registered(store, keys, _name(model)) is None:
@@ -301,7 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Abort:
         _end("stopped", 1)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(redact(said.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except ConfigError as error:
         _end(str(error), 2)

@@ -370,7 +370,7 @@ def fingerprint(semantics: Mapping[str, str]) -> str:
 
 
 def _one_line(error: ValidationError) -> str:
-    from featlib.storage import redact
+    from featlib.redaction import redact
 
     parts = []
     for detail in error.errors(include_url=False):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from featlib.errors import FeatlibError, StoppedError, TransientError
+from featlib.errors import StoppedError, TransientError
 from featlib.layout import Keys
 from featlib.storage import Store
 
@@ -140,9 +140,9 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.is_set():
-            # A store that is away shows no claims of others either; the next beat tries again. What else it may say
-            # (no space, no rights) is said of what the job puts, too.
-            with contextlib.suppress(FeatlibError):
+            # A store that is away shows no claims of others either; the next beat tries again. What else it or its
+            # client may say (no space, no rights, no fresh credentials) is said of what the job puts, too.
+            with contextlib.suppress(Exception):
                 self._put_beat()
             self._stop.wait(BEAT_S)
 

@@ -7,10 +7,12 @@
     │   └── DamagedError      an object holds other bytes than were written
     └── MediaError        one media item cannot be used: an outcome row, never the end of a job
 
-Messages are one line: what, which value, which rule, what to do.
+Messages are one line: what, which value, which rule, what to do. Keys in them are blotted out.
 """
 
 from typing import Literal, get_args
+
+from featlib.redaction import redact
 
 MediaErrorClass = Literal[
     "not_found",  # no such object
@@ -38,6 +40,9 @@ MEDIA_ERROR_CLASSES: tuple[str, ...] = get_args(MediaErrorClass)
 
 class FeatlibError(Exception):
     """Root of all errors that featlib raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(FeatlibError):
@@ -88,7 +93,7 @@ class MediaError(FeatlibError):
     def __init__(self, error_class: MediaErrorClass, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.error_class: MediaErrorClass = error_class
-        self.message = " ".join(message.split())
+        self.message = " ".join(str(self).split())
         self.retryable = retryable
 
     def __reduce__(self) -> tuple[object, ...]:

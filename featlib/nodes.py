@@ -3,17 +3,22 @@
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from featlib.errors import ConfigError, FeatlibError, StoppedError, TransientError
 from featlib.pools import Machine, Pools, Sizes, plan_pools
+from featlib.redaction import redact
 from featlib.spec import Kind
-from featlib.storage import Store, StoreOptions, redact
+from featlib.storage import Store, StoreOptions
 from featlib.workers import unreached
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 _MB = 1 << 20
 
@@ -39,6 +44,7 @@ def start_local_ray(*, num_cpus: float, object_store_mb: int, num_gpus: int | No
     with _token_of_its_own(), _on_loopback():
         context = ray.init(
             address="local",
+            job_config=_job_config(),
             _node_ip_address=_LOOPBACK[0],
             num_cpus=int(-(-num_cpus // 1)),
             num_gpus=num_gpus,
@@ -85,6 +91,23 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+class _Importable(list[str]):
+    """Where workers look for modules, besides what is installed: of the folders that Ray adds, only those in which this
+    process looks itself. Ray adds the current one, where media may lie beside files that pass for modules."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        known = {os.path.abspath(folder) for folder in sys.path}
+        super().extend(folder for folder in folders if folder in known)
+
+
+def _job_config() -> "JobConfig":
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _Importable()
+    return config
+
+
 def is_connected() -> bool:
     """Whether this process has joined a Ray."""
     import ray
@@ -106,7 +129,7 @@ def connect_ray(address: str) -> None:
     is_here = address.rpartition(":")[0] in _LOOPBACK
     try:
         with _on_loopback() if is_here else nullcontext():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, job_config=_job_config(), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = redact(" ".join(str(error).split()))[:200]
         raise StoppedError(f"--ray-address {redact(address)}: no Ray cluster answers there ({reason})") from None

@@ -12,8 +12,9 @@ from featlib.compilation import described
 from featlib.config import fingerprint
 from featlib.errors import ConfigError, DamagedError
 from featlib.layout import Keys
+from featlib.redaction import redact
 from featlib.shards.schema import Provenance, read_footer, reading, to_json
-from featlib.storage import Store, redact
+from featlib.storage import Store
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
@@ -114,7 +115,8 @@ def drop(store: Store, keys: Keys, label: str, guard: Callable[[], None] = lambd
     """Removes a partition: features, outcomes, what is staged and what was written down of it.
 
     What says that something is done goes before it: cut anywhere, the next job finds less done than is there and makes
-    it anew, never more. The plan of the dataset goes with its last partition, the last generation first.
+    it anew, never more. The plan of the dataset goes with its last partition, the last generation first, and then what
+    was written down of that partition: until nothing is left, the same drop may be asked for again.
 
     Args:
         guard: Called before objects are removed; raises when this process may not any more.
@@ -125,14 +127,17 @@ def drop(store: Store, keys: Keys, label: str, guard: Callable[[], None] = lambd
     from featlib.shards.staging import list_pieces
 
     gone = [p.key for pieces in list_pieces(store, keys).values() for p in pieces if label in p.fingerprints]
-    gone += [o.key for o in store.list(keys.outcomes(label))]
-    gone += [o.key for o in store.list(keys.features(label))]
-    if store.stat(keys.model(label)) is not None:
+    outcomes = [o.key for o in store.list(f"outcomes/dataset={keys.dataset}")]
+    mine = [key for key in outcomes if key.startswith(f"{keys.outcomes(label)}/")]
+    gone += mine + [o.key for o in store.list(keys.features(label))]
+    models = [o.key for o in store.list(f"{keys.own}/models")]
+    is_last = len(mine) == len(outcomes) and not set(models) - {keys.model(label)}
+    if not is_last and keys.model(label) in models:
         gone.append(keys.model(label))
     _remove(store, gone, guard)
-    if not store.list(f"outcomes/dataset={keys.dataset}") and not store.list(f"{keys.own}/models"):
+    if is_last:
         rest = [o.key for o in store.list(keys.own) if not o.key.startswith(keys.drivers)]
-        rest.sort(reverse=True)
+        rest.sort(key=lambda key: (key not in models, key), reverse=True)
         _remove(store, rest, guard)
         gone += rest
     return len(gone)

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from featlib.errors import ConfigError, DamagedError, StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys
+from featlib.redaction import redact
 from featlib.sealed import open_sealed, reread, seal_file, sealable
-from featlib.storage import Store, redact
+from featlib.storage import Store
 
 PLAN = pa.schema(
     [

@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
 
 _MB = 1 << 20
+_MOST_AGAIN = 3
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class Run:
         self._task, self._claim, self._shown, self._on_event = task, claim, shown, on_event
         self._id = uuid.uuid4().hex[:10]
         self._later: list[Unit] = []
+        self._alone: list[Unit] = []  # of which a worker died; it may have taken those along that waited in it
+        self._again = Counter[str]()  # by media id, how often what was staged was of no use
         self._bad: set[str] = set()
-        self._has_lost = False  # a unit; the one over which a worker died may have taken those along that waited there
         self._ray: tuple[Flow, Pools] | None = None
         self._threads: dict[str, int] = {}  # of compiled networks: for other threads they would be compiled anew
         self._publisher = PublisherThread(
@@ -137,14 +140,13 @@ class Run:
             for shard in ready:
                 self._publisher.put(shard)
             self._shown.begin(task.backlog.open_items)
-            number = 0
+            number, is_apart = 0, False
             while units.num_units or not self._all_published():
                 if units.num_units:
-                    self._pass(units, number)
-                number += 1
-                later, self._later = self._later, []
+                    self._pass(units, number, is_apart=is_apart)
+                number, is_apart = number + 1, bool(self._alone)
                 units = _UnitsFile(Path(folder) / f"units-{number}")
-                units.write(iter(later))
+                units.write(iter(self._next_units()))
         if task.backlog.open_items or task.backlog.unpublished:  # never, unless what workers say cannot be true
             raise StoppedError(
                 f"{task.backlog.open_items} media and {task.backlog.unpublished} shards came to no end though all work "
@@ -156,10 +158,18 @@ class Run:
     def _all_published(self) -> bool:
         """Waits for the publisher; False when what it did gave new work."""
         self._settle(self._publisher.wait())
-        return not self._later
+        return not self._later and not self._alone
 
-    def _pass(self, units: "_UnitsFile", number: int) -> None:
-        """One walk of the graph over ``units``; what it leaves open goes to ``self._later``."""
+    def _next_units(self) -> list[Unit]:
+        """Those that were lost have a pass of their own."""
+        if self._alone:
+            units, self._alone = self._alone, []
+        else:
+            units, self._later = self._later, []
+        return units
+
+    def _pass(self, units: "_UnitsFile", number: int, *, is_apart: bool) -> None:
+        """One walk of the graph over ``units``; what it leaves open goes to ``self._later`` and ``self._alone``."""
         from featlib.dataflow import results
         from featlib.nodes import check_nodes
 
@@ -167,7 +177,7 @@ class Run:
         pools = all_pools.for_units(units.num_units, self._threads)
         self._threads = pools.threads({m.label for m in self._task.models if m.arithmetic == "compiled"})
         self._count_workers(pools)
-        flow = replace(flow, run=f"{self._id}-{number}", is_apart=self._has_lost)
+        flow = replace(flow, run=f"{self._id}-{number}", is_apart=is_apart)
         task = self._task
         key = f"{task.keys.units}/{flow.run}.units"
         task.store.put_file(key, str(units.path))
@@ -180,7 +190,6 @@ class Run:
         if not seen.all():
             check_nodes(flow.output, flow.store_options, key)  # before an item is blamed
         for unit in units.read(~seen):
-            self._has_lost = True
             self._lost(unit, flow.run)
         task.store.delete([key])
 
@@ -244,6 +253,7 @@ class Run:
         for result in published:
             if result.again:
                 ids = [item.media_id for unit in result.again for item in unit.items]
+                self._check_again(ids)
                 self._task.backlog.reopen(result.shard, ids)
                 self._later.extend(result.again)
             else:
@@ -251,12 +261,21 @@ class Run:
                     self._task.ledger.record(label, result.shard, outcomes)
                 self._task.backlog.close(result.shard)
 
+    def _check_again(self, media_ids: Iterable[str]) -> None:
+        self._again.update(media_ids)
+        worst, times = self._again.most_common(1)[0]
+        if times > _MOST_AGAIN:
+            raise StoppedError(
+                f"{worst}: what was staged of it could not be read back {times} times; look whether "
+                f"{self._task.store.url} keeps what it is given, then run the same command again to go on"
+            )
+
     def _lost(self, unit: Unit, run: str) -> None:
         """A unit whose worker died: its items are tried alone, and at last the loss is their outcome."""
         for alone in split_unit(unit):
             item = alone.items[0]
             if item.attempt <= MAX_ATTEMPTS:
-                self._later.append(alone)
+                self._alone.append(alone)
                 continue
             tried = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt - 1)
             report = died_report(tried, unit.labels, Segment(unit.k, unit.n, unit.by))

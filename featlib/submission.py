@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from featlib.errors import ConfigError, StoppedError
-from featlib.storage import holds_key, redact
+from featlib.redaction import holds_key, redact
 
 COMMANDS = ("extract", "aggregate", "train", "verify")
 _ANSWER_S = 10.0

@@ -1,5 +1,6 @@
 """The backlog: plan minus published minus staged, and what results make of it."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +201,25 @@ def test_a_file_that_is_gone_wins_over_none_whatever_the_clocks_of_workers_say(s
     assert found == [(5, found[0][1]), (now.size, now.etag)]
     assert len(backlog.without_replaced(0, pieces)) == 2, "both pieces are history once the shard is published"
     assert backlog.without_replaced(1, pieces) == pieces
+
+
+def test_what_this_run_staged_counts_even_of_a_file_that_gave_way(store: Store, tmp_path: Path) -> None:
+    """A node may have another copy than the driver; and the old file may come back. Else it was done for ever."""
+    plan = _plan(store)
+    media = tmp_path / "a.mp4"
+    media.write_bytes(b"first")
+    was = media.stat()
+    _stage_of(store, "v0", media)
+    media.write_bytes(b"another")
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    assert _media(_units(store, plan, backlog)) == ["v0"]
+    (before,) = list_pieces(store, KEYS)[0]
+    assert backlog.without_replaced(0, [before])[0].reports == ()
+    media.write_bytes(b"first")
+    os.utime(media, ns=(was.st_atime_ns, was.st_mtime_ns))
+    _stage_of(store, "v0", media, created=7200.0)
+    pieces = backlog.without_replaced(0, list_pieces(store, KEYS)[0])
+    assert staged_for(pieces, {"v0": ("a",)}, PRINTS)["v0"].complete
 
 
 def test_what_is_staged_is_read_as_its_shards_come(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,9 @@ def test_a_driver_that_gave_its_claim_back_puts_no_more(store: Store) -> None:
         claim.guard()
 
 
-@pytest.mark.parametrize("error", [ConfigError("no rights"), StoppedError("no space left")])
+@pytest.mark.parametrize(
+    "error", [ConfigError("no rights"), StoppedError("no space left"), RuntimeError("credentials are still expired")]
+)
 def test_the_heart_outlives_a_put_that_is_refused(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -144,6 +144,36 @@ def test_a_drop_that_is_cut_takes_the_newest_generation_of_the_plan_first(tmp_pa
     assert len(read_plan(store, KEYS).ids) == 2
 
 
+def test_a_drop_that_is_cut_anywhere_can_be_asked_for_again(tmp_path: Path) -> None:
+    """Of the last partition: else its plan would bind the dataset for good."""
+    for at in count():
+        store = Store(str(tmp_path / str(at)))
+        planned(store, ["v0"])
+        partition.register(store, KEYS, {"a": _made(layer="logits")["m"]})
+        staged(store, "s-0", [Item("v0")], ("a",))
+        publish(store, ("a",))
+        cut = CrashingStore(store.url, at=at, after=True)
+        try:
+            partition.drop(cut, KEYS, "a")
+        except CrashError:
+            if store.list(""):
+                assert partition.registered(store, KEYS, "a") is not None, cut.calls
+                partition.drop(store, KEYS, "a")
+        assert not store.list("")
+        if len(cut.calls) <= at:
+            break
+    assert at > 3
+
+
+def test_a_drop_leaves_the_plan_while_there_are_outcomes_of_another(store: Store) -> None:
+    """Even where somebody removed what was written down of it."""
+    _two_labels(store)
+    store.delete([KEYS.model("b")])
+    partition.drop(store, KEYS, "a")
+    assert store.list(KEYS.plan)
+    assert store.stat(KEYS.model("a")) is None
+
+
 def test_a_drop_asks_before_each_object_whether_it_still_may(store: Store) -> None:
     _two_labels(store)
     before = store.list("features")

@@ -1,24 +1,34 @@
 """The passes of a run, without Ray: what each is given."""
 
+import io
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from featlib.errors import StoppedError
+from featlib.layout import Keys
 from featlib.pools import Machine, Pools, Sizes, plan_pools
 from featlib.progress import SilentReporter
 from featlib.run import Run
 from featlib.storage import Store
+from featlib.summary import Seconds
+from featlib.work import Unit, UnitItem, unit_from_row
 
 
 @dataclass(frozen=True)
 class _Flow:
     run: str = ""
     is_apart: bool = False
+    output: str = ""
+    store_options: None = None
 
 
 class _Units:
@@ -54,44 +64,63 @@ def test_networks_are_compiled_for_the_threads_of_one_pass(
         "_shown": SilentReporter(),
         "_threads": {},
         "_ray": (_Flow(), pools),
-        "_has_lost": False,
     }
     run.__dict__["_task"] = SimpleNamespace(models=[model], store=store, keys=keys)
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
     monkeypatch.setattr(run, "_take", lambda _row: None)
     for number, num_units in enumerate((14, 3, 100)):
-        run._pass(_Units(num_units, tmp_path / "units"), number)  # type: ignore[arg-type]
+        run._pass(_Units(num_units, tmp_path / "units"), number, is_apart=False)  # type: ignore[arg-type]
     assert seen == threads
 
 
-def test_after_a_loss_an_actor_holds_one_unit_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits in an actor dies with it, and could end as if it had been what the actor died of."""
-    apart: list[bool] = []
-    lost: list[int] = []
+def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits in an actor dies with it, and could end as if it had been what the actor died of; what follows from
+    other units is none of that."""
+    passes: list[tuple[bool, list[str]]] = []
+    items = [UnitItem(f"v{i}", f"v{i}.mp4") for i in range(3)]
 
-    def results(flow: _Flow, pools: Pools, key: str, num_units: int) -> Iterator[dict[str, int]]:
-        apart.append(flow.is_apart)
-        yield from ({"seq": seq} for seq in range(num_units - (len(apart) == 2)))
+    def results(flow: _Flow, pools: Pools, key: str, num_units: int) -> Iterator[dict[str, Any]]:
+        units = [unit_from_row(row) for row in pq.read_table(io.BytesIO(store.get(key))).to_pylist()]
+        passes.append((flow.is_apart, [item.media_id for unit in units for item in unit.items]))
+        yield from ({"seq": seq, "unit": unit} for seq, unit in enumerate(units) if len(passes) != 1 or seq != 1)
 
-    class Units(_Units):
-        def read(self, lost: np.ndarray) -> Iterator[Any]:
-            return iter(np.flatnonzero(lost).tolist())
+    def take(row: dict[str, Any]) -> None:
+        if len(passes) == 1:  # a video has further segments
+            later = [replace(row["unit"], k=1, n=2)] if row["unit"].items[0].media_id == "v0" else []
+            run._later.extend(later)
 
-    (tmp_path / "units").write_bytes(b"")
+    store, keys = Store(str(tmp_path / "out")), Keys("d")
+    flow = _Flow()
     run = Run.__new__(Run)
-    store, keys = Store(str(tmp_path / "out")), SimpleNamespace(units="units")
-    flow = SimpleNamespace(output="", store_options=None)
-    monkeypatch.setattr("featlib.run.replace", lambda _flow, **changed: SimpleNamespace(**vars(flow), **changed))
+    publisher = SimpleNamespace(put=lambda _shard: None, wait=list, __enter__=None, __exit__=None)
     pools = plan_pools(Machine(8), Sizes(), {"cnn": "frame"})
-    run.__dict__ |= {"_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_has_lost": False}
-    run.__dict__["_task"] = SimpleNamespace(models=[], store=store, keys=keys)
+    run.__dict__ |= {
+        "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_later": [], "_alone": [],
+        "_publisher": nullcontext(publisher), "seconds": Seconds(),
+    }  # fmt: skip
+    backlog = SimpleNamespace(
+        units=lambda *_, **__: (Unit(0, ("cnn",), (item,)) for item in items),
+        ready_shards=list, open_items=0, unpublished=0,
+    )  # fmt: skip
+    run.__dict__["_task"] = SimpleNamespace(models=[], store=store, keys=keys, backlog=backlog, items=None)
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr("featlib.nodes.check_nodes", lambda *_: None)
-    monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
-    monkeypatch.setattr(run, "_take", lambda _row: None)
-    monkeypatch.setattr(run, "_lost", lambda unit, _run: lost.append(unit))
-    for number in range(4):
-        run._pass(Units(5, tmp_path / "units"), number)  # type: ignore[arg-type]
-    assert lost == [4]
-    assert apart == [False, False, True, True]
+    monkeypatch.setattr("featlib.run._unit_items", lambda _task: 1)
+    monkeypatch.setattr("featlib.run._unit_videos", lambda _task: 1)
+    for name, what in (("_count_workers", lambda _: None), ("_take", take), ("_clean", lambda: None)):
+        monkeypatch.setattr(run, name, what)
+    monkeypatch.setattr(run, "_all_published", lambda: not run._later and not run._alone)
+    run._work()
+    assert passes == [(False, ["v0", "v1", "v2"]), (True, ["v1"]), (False, ["v0"])]
+
+
+def test_what_cannot_be_read_back_again_and_again_stops_the_run() -> None:
+    run = Run.__new__(Run)
+    run.__dict__ |= {"_again": Counter(), "_task": SimpleNamespace(store=Store("out"))}
+    for _ in range(3):
+        run._check_again(["v0", "v1"])
+    with pytest.raises(StoppedError, match="v0: what was staged of it could not be read back 4 times"):
+        run._check_again(["v0"])

@@ -26,10 +26,11 @@ from featlib.ledger import Ledger
 from featlib.plan import Plan, PlanItems, read_plan
 from featlib.progress import Reporter, SilentReporter
 from featlib.publisher import ShardPublisher
+from featlib.redaction import redact
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance, to_json
 from featlib.shards.staging import list_pieces
-from featlib.storage import Store, StoreOptions, redact
+from featlib.storage import Store, StoreOptions
 from featlib.summary import Seconds, Summary
 
 if TYPE_CHECKING:

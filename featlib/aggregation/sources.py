@@ -9,8 +9,9 @@ from featlib import partition
 from featlib.config import fingerprint
 from featlib.errors import ConfigError
 from featlib.layout import Keys
+from featlib.redaction import redact
 from featlib.shards.schema import reading
-from featlib.storage import Store, redact
+from featlib.storage import Store
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from featlib.errors import ConfigError, MediaError
 from featlib.extractors import registry
-from featlib.storage import StoreOptions, read_bytes, redact
+from featlib.redaction import redact
+from featlib.storage import StoreOptions, read_bytes
 
 
 def choose_categories(text: str | None, own: Sequence[str], num_classes: int, options: StoreOptions) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from featlib.errors import ConfigError, MediaError
 from featlib.extractors.weights import MEAN_VOLUME, LoadedWeights
+from featlib.redaction import redact
 from featlib.spec import InputSpec
-from featlib.storage import StoreOptions, read_bytes, redact
+from featlib.storage import StoreOptions, read_bytes
 
 ENDING = ".npy"
 

@@ -16,9 +16,10 @@ from featlib.errors import ConfigError, MediaError
 from featlib.extractors import preset, probe, registry, state_dict
 from featlib.extractors.metadata import read_metadata
 from featlib.extractors.network import Network, Pretrained, Settings
+from featlib.redaction import redact
 from featlib.sampling import ClipSampling
 from featlib.spec import InputSpec
-from featlib.storage import StoreOptions, read_bytes, redact
+from featlib.storage import StoreOptions, read_bytes
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel

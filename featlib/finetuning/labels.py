@@ -9,8 +9,9 @@ import pyarrow as pa
 from featlib.errors import ConfigError
 from featlib.manifest import read_manifest
 from featlib.manifest.splits import Labelled, choose_splits
+from featlib.redaction import redact
 from featlib.spec import MediaItem
-from featlib.storage import StoreOptions, redact
+from featlib.storage import StoreOptions
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from featlib.errors import ConfigError, StoppedError
 from featlib.media import DecodeProcess
 from featlib.progress import Reporter
+from featlib.redaction import redact
 from featlib.spec import Clip, Decoded, MediaItem, Segment, Want
-from featlib.storage import redact
 
 UInt8 = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]

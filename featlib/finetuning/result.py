@@ -14,7 +14,8 @@ from featlib.errors import ConfigError
 from featlib.finetuning.pictures import LeftOut
 from featlib.heads.figures import writing_to
 from featlib.heads.training import Fit
-from featlib.storage import check_url, is_s3, redact
+from featlib.redaction import redact
+from featlib.storage import check_url, is_s3
 
 _SHOWN = 5
 WEIGHTS_FILE = "weights.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 
 from featlib.errors import StoppedError
 from featlib.heads.training import Fit
-from featlib.storage import redact
+from featlib.redaction import redact
 
 NO_PICTURE = "curve.png was left out: matplotlib is not there; pip install 'featlib[train]' brings it"
 

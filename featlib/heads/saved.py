@@ -20,7 +20,8 @@ from featlib.errors import ConfigError, MediaError
 from featlib.heads.modules import TCN, Attention, Classifier, Embedding, Mean, Recurrent
 from featlib.heads.pooling import Floats
 from featlib.heads.training import padded
-from featlib.storage import StoreOptions, read_bytes, redact
+from featlib.redaction import redact
+from featlib.storage import StoreOptions, read_bytes
 
 HEAD_FILE = "head.safetensors"
 _ENTRY = "featlib.head"

@@ -24,7 +24,8 @@ from featlib.manifest.listing import (
 )
 from featlib.manifest.rows import RESERVED, SCHEMA, RawRows, Source, normalised
 from featlib.manifest.tables import BATCH_ROWS, TABLE_READERS, read_table
-from featlib.storage import StoreOptions, check_url, folder_of, is_s3, list_files, redact
+from featlib.redaction import redact
+from featlib.storage import StoreOptions, check_url, folder_of, is_s3, list_files
 
 __all__ = [
     "BATCH_ROWS",

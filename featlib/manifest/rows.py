@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from featlib.errors import ConfigError
 from featlib.manifest.ids import ID_RULE, is_media_id, media_id
-from featlib.storage import redact, resolve
+from featlib.redaction import redact
+from featlib.storage import resolve
 
 SCHEMA = pa.schema(
     [

@@ -8,7 +8,7 @@ import numpy as np
 
 from featlib.errors import ConfigError
 from featlib.manifest.labels import SPLITS, Split, split_named
-from featlib.storage import redact
+from featlib.redaction import redact
 
 
 @dataclass(frozen=True)

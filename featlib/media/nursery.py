@@ -21,8 +21,8 @@ from typing import Any
 from featlib.faults import is_out_of_memory
 from featlib.media.limits import Limits
 from featlib.media.wire import SharedPixels, receive, send
+from featlib.redaction import redact
 from featlib.spec import Decoded, MediaFacts
-from featlib.storage import redact
 
 _TICK_S = 0.1
 _PARENT_CHECK_MS = 1000

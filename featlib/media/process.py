@@ -166,7 +166,8 @@ class DecodeProcess:
         with theirs:
             arguments = [str(theirs.fileno()), str(os.getpid()), self._decode, json.dumps(sys.path)]
             self._nursery = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *arguments],
+                # -P: what lies in the current folder is media, whatever the names of its files.
+                [sys.executable, "-P", "-c", _BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, **_ONE_THREAD, "MALLOC_ARENA_MAX": "2"},

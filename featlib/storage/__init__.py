@@ -11,7 +11,7 @@ from featlib.storage.files import RangeFile
 from featlib.storage.media import MediaFile, list_files, open_media, read_bytes, stat_media, write_file
 from featlib.storage.objects import ObjectInfo, StoreOptions
 from featlib.storage.store import Store, check_key
-from featlib.storage.urls import check_url, folder_of, holds_key, is_s3, redact, resolve
+from featlib.storage.urls import check_url, folder_of, is_s3, resolve
 
 __all__ = [
     "MediaFile",
@@ -22,12 +22,10 @@ __all__ = [
     "check_key",
     "check_url",
     "folder_of",
-    "holds_key",
     "is_s3",
     "list_files",
     "open_media",
     "read_bytes",
-    "redact",
     "resolve",
     "stat_media",
     "write_file",

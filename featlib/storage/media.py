@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from featlib.errors import ConfigError, MediaError, StoppedError, TransientError
+from featlib.redaction import redact
 from featlib.storage import local, s3
 from featlib.storage.files import RangeFile, local_file, remote_file
 from featlib.storage.objects import DEFAULT_OPTIONS, ObjectInfo, StoreOptions
 from featlib.storage.retry import retrying
-from featlib.storage.urls import check_url, is_s3, redact, split_s3
+from featlib.storage.urls import check_url, is_s3, split_s3
 
 MediaFile = RangeFile
 T = TypeVar("T")

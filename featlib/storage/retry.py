@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from featlib.errors import TransientError
-from featlib.storage.urls import redact
+from featlib.redaction import redact
 
 T = TypeVar("T")
 

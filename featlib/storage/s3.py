@@ -11,9 +11,10 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from featlib.errors import ConfigError, DamagedError, StoppedError, TransientError
+from featlib.redaction import redact
 from featlib.storage.objects import ObjectInfo, StoreOptions
 from featlib.storage.retry import is_transient, retrying
-from featlib.storage.urls import redact, split_s3
+from featlib.storage.urls import split_s3
 
 T = TypeVar("T")
 
@@ -200,6 +201,8 @@ def _guarded(verb: str, url: str, options: StoreOptions, call: Callable[[], T]) 
 def _is_transient(error: BaseException) -> bool:
     if _names(error) & {"BotoCoreError", "ClientError", "ResponseParserError"}:
         return _is_transient_of_client(error)
+    if isinstance(error, RuntimeError) and "redentials were refreshed" in str(error):  # botocore's, of expired ones
+        return True
     status, code = _status_and_code(error)
     if status is None:
         return is_transient(error)
@@ -216,6 +219,7 @@ def _is_transient_of_client(error: BaseException) -> bool:
         ClientError,
         ResponseParserError,
         boto.ConnectionError,
+        boto.CredentialRetrievalError,
         boto.FlexibleChecksumError,
         boto.HTTPClientError,
         boto.IncompleteReadError,

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, TypeVar, cast
 
 from featlib.errors import ConfigError, StoppedError
+from featlib.redaction import redact
 from featlib.storage import local, s3
 from featlib.storage.files import remote_file
 from featlib.storage.objects import DEFAULT_OPTIONS, ObjectInfo, StoreOptions
 from featlib.storage.retry import retrying
-from featlib.storage.urls import check_url, is_s3, redact
+from featlib.storage.urls import check_url, is_s3
 
 T = TypeVar("T")
 

@@ -5,15 +5,11 @@ import re
 from urllib.parse import unquote
 
 from featlib.errors import ConfigError
+from featlib.redaction import is_signed, redact
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_USER_INFO = re.compile(r"//(?:[^/\s]*@|[^/\s:@]*:(?!\d+/)[^\s@]*@)")  # a secret may hold a slash
-_SIGNATURE = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|awsaccesskeyid)=[^&\s]+")
-_SIGNED = re.compile(rf"[?&]{_SIGNATURE.pattern.removeprefix('(?i)')}", re.IGNORECASE)
-_HTTP = re.compile(r"(?i)https?://\S+")
-_QUERY = re.compile(r"([?&][\w.-]+=)[^&\s]+")
 
 
 def is_s3(url: str) -> bool:
@@ -48,7 +44,7 @@ def check_url(text: str) -> str:
 
 def _checked_s3(rest: str, text: str) -> str:
     bucket = rest.partition("/")[0]
-    if "@" in bucket or ":" in bucket or _SIGNED.search(rest):
+    if "@" in bucket or ":" in bucket or is_signed(rest):
         raise ConfigError(
             "an s3:// URL holds a key or a signature, or its bucket a colon: no keys in URLs; "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -66,17 +62,6 @@ def _local_of_file_url(rest: str, text: str) -> str:
     if _CONTROL.search(path):
         raise ConfigError(f"{redact(text)!r}: holds an encoded control character")
     return path
-
-
-def redact(text: str) -> str:
-    """The text with user info, signatures and queries of URLs blotted out, for messages."""
-    text = _SIGNATURE.sub(r"\1=***", _USER_INFO.sub("//***@", text))
-    return _HTTP.sub(lambda url: _QUERY.sub(r"\1***", url[0]), text)
-
-
-def holds_key(text: str) -> bool:
-    """Whether a URL in the text has user info or a signature."""
-    return bool(_USER_INFO.search(text) or _SIGNED.search(text))
 
 
 def split_s3(url: str) -> tuple[str, str]:
@@ -112,6 +97,8 @@ def resolve(uri: str, base: str, *, local_media: bool = False) -> str:
                 f"{redact(uri)!r}: a manifest in {redact(base)} cannot name local paths unless --local-media is given"
             )
         return url
+    if is_s3(base) and is_signed(url):
+        raise ConfigError(f"{redact(uri)!r}: holds a signature: no keys in URLs; set AWS_ACCESS_KEY_ID and the like")
     if _is_plain(url):
         return f"{base}/{url}"
     parts = [part for part in url.split("/") if part not in ("", ".")]

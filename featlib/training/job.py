@@ -20,7 +20,8 @@ from featlib.layout import Keys
 from featlib.manifest.labels import Split, read_labels
 from featlib.manifest.splits import Labelled
 from featlib.progress import Reporter, SilentReporter
-from featlib.storage import Store, StoreOptions, redact, write_file
+from featlib.redaction import redact
+from featlib.storage import Store, StoreOptions, write_file
 from featlib.train_config import TrainConfig
 from featlib.training.labels import labels_of_file, labels_of_manifest, split_media
 from featlib.training.media import Media, check_memory, read_features, read_media

@@ -100,3 +100,20 @@ def test_workers_that_lack_the_module_say_what_a_cluster_needs(
     settings = {"manifest": [str(tmp_path / "clips")], "output": str(tmp_path / "out"), "dataset": "d", **POOLS}
     with pytest.raises(StoppedError, match=r"no module 'only_the_driver' .* on a Ray cluster every node needs it"):
         featlib.extract(featlib.ExtractConfig(models=models, **settings))
+
+
+def test_files_beside_the_media_are_no_modules(ray_cluster: str, tmp_path: Path) -> None:
+    """An archive of clips may hold files named like modules; the command is started in its folder."""
+    write_clips(tmp_path, 1)
+    canary = tmp_path / "canary"
+    for name in ("json", "av", "numpy", "featlib", "pyarrow"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(canary)!r}, 'a').write('{name} ')\n")
+    # As the installed command, which has no current folder among its paths.
+    command = [sys.executable, "-P", "-c", "from featlib.cli import main; main()", "extract", ".", "--output", "out"]
+    command += ["--dataset", "d", "--model", "squeezenet1_1", "--weights", "random:0", "--compile", "off"]
+    command += ["--decode-workers", "1", "--extract-workers", "1", "--ray-address", ray_cluster]
+    environment = {**os.environ, "PYTHONPATH": str(Path(featlib.__file__).parent.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert not canary.exists(), canary.read_text()
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path / "out") == {("squeezenet1_1", "ok"): 1}

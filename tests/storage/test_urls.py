@@ -1,9 +1,12 @@
 """What is opened and what is refused, on text alone."""
 
+import pickle
+
 import pytest
 
-from featlib.errors import ConfigError
-from featlib.storage import check_url, folder_of, redact, resolve
+from featlib.errors import ConfigError, FeatlibError, StoppedError, TransientError
+from featlib.redaction import holds_key, redact
+from featlib.storage import check_url, folder_of, resolve
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,30 @@ def test_refused_in_one_line(text: str) -> None:
         check_url(text)
     assert "\n" not in str(caught.value)
     assert "HIDDEN" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://KEY:12/abcSECRET@b/a", "http://u:7/xSECRET@h/a", "s3://KEY:SEC/RET@b/a", "http://u:SECRET@h:80/a"]
+)
+def test_a_secret_that_looks_like_a_port_is_blotted_out(url: str) -> None:
+    assert holds_key(url)
+    assert "SEC" not in redact(f"cannot read {url}: no")
+    assert redact("cannot read http://h:9000/b/a.mp4: no") == "cannot read http://h:9000/b/a.mp4: no"
+
+
+@pytest.mark.parametrize("uri", ["a.mp4?X-Amz-Signature=SECRET", "./x/a.mp4?v=1&AWSAccessKeyId=SECRET"])
+def test_a_signed_uri_beside_a_manifest_in_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="holds a signature") as raised:
+        resolve(uri, "s3://b/lists")
+    assert "SECRET" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, StoppedError, TransientError])
+def test_no_message_of_an_error_shows_a_key(kind: type[FeatlibError]) -> None:
+    error = kind("--weights cnn=s3://KEY:SECRET@b/w.pth: no such label")
+    assert str(error) == "--weights cnn=s3://***@b/w.pth: no such label"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "SECRET" not in repr(error)
 
 
 def test_redact_blots_out_keys() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -60,9 +61,8 @@ class _Nodes:
         """Pids of the job's processes on the second node."""
         raylet = self.second.all_processes["raylet"][0].process.pid
         words = _WORDS.values()
-        return [
-            p.pid for p in psutil.Process(raylet).children() if any(word in " ".join(p.cmdline()) for word in words)
-        ]
+        titles = {p.pid: _title(p) for p in psutil.Process(raylet).children()}
+        return [pid for pid, title in titles.items() if any(word in title for word in words)]
 
     def kill_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -71,10 +71,11 @@ class _Nodes:
 
 @contextmanager
 def _two_nodes(environment: dict[str, str]) -> Iterator[_Nodes]:
-    """The nodes' workers find the store by ``environment``, which this process and so the nodes have."""
+    """The nodes' workers find the store by ``environment``, which this process and so the nodes have. Ray listens on
+    all addresses here, and asks for a token."""
     from ray.cluster_utils import Cluster
 
-    os.environ.update(environment)
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **environment})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 << 20})
     nodes = _Nodes(cluster)
     try:
@@ -388,15 +389,22 @@ def _workers(victim: str) -> list[int]:
 
 
 def _is(process: psutil.Process, victim: str) -> bool:
-    try:
-        if victim == "decoding process":
+    if victim == "decoding process":
+        try:
             parent = process.parent()
-            return parent is not None and _is(parent, "decode actor")
-        title = " ".join(process.cmdline())
-        # Ray names a worker by what it does; an actor that waits has the name of its class alone.
-        return _WORDS[victim] in title and (victim == "stage task" or title.rstrip().endswith(".submit"))
-    except psutil.Error:
-        return False
+        except psutil.Error:
+            return False
+        return parent is not None and _is(parent, "decode actor")
+    title = _title(process)
+    # Ray names a worker by what it does; an actor that waits has the name of its class alone.
+    return _WORDS[victim] in title and (victim == "stage task" or title.rstrip().endswith(".submit"))
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def _sent(pid: int) -> bool:
