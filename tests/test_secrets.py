@@ -1,5 +1,6 @@
 """Keys of a store appear nowhere but in the environment: a whole run is searched for them, with all that Ray keeps."""
 
+import io
 import json
 import os
 import secrets
@@ -9,6 +10,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
 
 from featlib.storage import Store, StoreOptions
@@ -72,10 +76,28 @@ class Run:
     def leaks(self, texts: tuple[str, ...]) -> list[str]:
         """Files below the folder, and what was printed, with one of ``texts`` inside."""
         found = [f"printed: {self.said}"] if any(text in self.said for text in texts) else []
-        for path in self.folder.rglob("*"):
-            if path.is_file() and any(text.encode() in path.read_bytes() for text in texts):
-                found.append(str(path))
-        return found
+        return found + [str(p) for p in self.folder.rglob("*") if p.is_file() and _holds(p.read_bytes(), texts)]
+
+
+def _holds(data: bytes, texts: Sequence[str]) -> bool:
+    """Whether one of ``texts`` is in an object, or in what is packed in it."""
+    return any(text.encode() in part for part in (data, _unpacked(data)) for text in texts)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Of a Parquet object all columns, decoded, and the metadata of its schema, of its fields and of its footer."""
+    if not _is_parquet(data):
+        return b""
+    file = pq.ParquetFile(io.BytesIO(data))
+    table, sink = file.read(), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:  # as they are: not compressed, not encoded
+        writer.write_table(table)
+    footer = file.metadata.metadata or {}
+    return b"\0".join([sink.getvalue(), *footer.keys(), *footer.values()])
+
+
+def _is_parquet(data: bytes) -> bool:
+    return data[:4] == data[-4:] == b"PAR1"
 
 
 def test_a_whole_job_shows_no_key(server: SwiftServer, tmp_path: Path) -> None:
@@ -106,7 +128,9 @@ def test_a_whole_job_shows_no_key(server: SwiftServer, tmp_path: Path) -> None:
             patch.setenv(name, value)
         objects = {info.key: store.get(info.key) for info in store.list("out")}
     assert {key.split("/")[1] for key in objects} == {"_featlib", "features", "outcomes"}
-    assert not [key for key, data in objects.items() if any(t.encode() in data for t in _SECRETS)]
+    assert all(_is_parquet(data) for key, data in objects.items() if key.endswith(".parquet"))
+    assert b"clip01.mp4" in b"".join(_unpacked(data) for key, data in objects.items() if "/features/" in key)
+    assert not [key for key, data in objects.items() if _holds(data, _SECRETS)]
 
 
 def test_a_canary_that_is_there_would_be_found(server: SwiftServer, tmp_path: Path) -> None:
@@ -115,3 +139,19 @@ def test_a_canary_that_is_there_would_be_found(server: SwiftServer, tmp_path: Pa
     (tmp_path / "log").write_bytes(b"\0some " + KEY.encode())
     run.said = f"a {TOKEN}"
     assert len(run.leaks((KEY, TOKEN))) == 2
+
+
+@pytest.mark.parametrize("where", ["column", "list in a column", "metadata of a field", "metadata of the schema"])
+def test_a_canary_in_a_parquet_object_would_be_found(server: SwiftServer, tmp_path: Path, where: str) -> None:
+    others = [secrets.token_hex(16) for _ in range(200)]
+    values = [*others, KEY if where == "column" else "", *others]
+    lists = [[other, KEY if where == "list in a column" else ""] for other in values]
+    field = pa.field("text", pa.string(), metadata={"note": KEY} if where == "metadata of a field" else None)
+    schema = pa.schema([field, pa.field("lists", pa.list_(pa.string()))])
+    if where == "metadata of the schema":
+        schema = schema.with_metadata({"note": KEY})
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([values, lists], schema=schema), path, compression="zstd", write_statistics=False)
+    is_bare = where == "metadata of the schema"
+    assert (KEY.encode() in path.read_bytes()) == is_bare, "else nothing is shown here"
+    assert Run(tmp_path, server).leaks((KEY,)) == [str(path)]

@@ -60,8 +60,10 @@ def _boxes_end(source: Source) -> int:
     """End of the last top-level box of an MP4 (ISO/IEC 14496-12 section 4.2); a fragmented file has too many."""
     offset, end = 0, source.size or 0
     for _ in range(_MAX_BOXES):
+        if offset >= end:  # by a size of up to 2^64: no place to look at
+            return offset
         header = source.at(offset, 16)
-        if offset >= end or len(header) < 8:
+        if len(header) < 8:
             return offset
         size = int.from_bytes(header[:4], "big")
         if size == 1 and len(header) == 16:

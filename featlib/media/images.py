@@ -37,7 +37,11 @@ _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 
 
 def is_image(source: Source) -> bool:
-    """Whether the content is a still image; an animated GIF is a video."""
+    """Whether the content is a still image; an animated GIF is a video.
+
+    Raises:
+        MediaError: ``too_large``: of a GIF that Pillow does not open for its size.
+    """
     head = source.head(HEAD_BYTES)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return not _is_animated(source)
@@ -86,7 +90,7 @@ def read_image(source: Source, max_pixels: int, progress: Callable[[], None] = l
                 image.load()
                 return _rgb(_upright(image))
     except Image.DecompressionBombError as error:
-        raise MediaError("too_large", f"the image has too many pixels ({error})") from error
+        raise _too_large(error) from error
     except _PILLOW_ERRORS as error:
         raise _image_error(error) from error
 
@@ -120,10 +124,18 @@ def _is_animated(source: Source) -> bool:
     source.file.seek(0)
     data = io.BytesIO(source.file.read(MAX_FILE_BYTES))
     try:
-        with Image.open(data, formats=("GIF",)) as image:
-            return bool(getattr(image, "is_animated", False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, which is looked at later
+            with Image.open(data, formats=("GIF",)) as image:
+                return bool(getattr(image, "is_animated", False))
+    except Image.DecompressionBombError as error:
+        raise _too_large(error) from error
     except _PILLOW_ERRORS:
         return True  # damaged: the video path says how
+
+
+def _too_large(error: Exception) -> MediaError:
+    return MediaError("too_large", f"the image has too many pixels ({error})")
 
 
 def _image_error(error: Exception) -> MediaError:

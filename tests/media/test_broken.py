@@ -106,6 +106,15 @@ def test_an_mp4_cut_before_its_index_fails_as_truncated(tmp_path: Path, videos: 
     assert _outcome(decode(path)) == ("failed", "truncated")
 
 
+@pytest.mark.parametrize("size", [2**32, 2**63 - 1, 2**64 - 1])
+def test_an_mp4_whose_first_box_ends_beyond_all_files_is_truncated(
+    tmp_path: Path, videos: dict[str, Path], size: int
+) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(struct.pack(">I4sQ", 1, b"ftyp", size) + videos["plain"].read_bytes()[8:])
+    assert _outcome(decode(path)) == ("failed", "truncated")
+
+
 def test_a_cut_behind_the_items_own_end_does_not_matter(tmp_path: Path, videos: dict[str, Path]) -> None:
     data = videos["plain"].read_bytes()
     path = tmp_path / "cut.mp4"

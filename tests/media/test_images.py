@@ -1,6 +1,8 @@
 """Still images of every kind that is opened."""
 
 import io
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +151,21 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
     assert (result.status, result.error_class) == ("failed", "too_large")
     small = decode(path, limits=Limits(max_pixels=100))
     assert small.error_class == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["uniform:2", "clips"])
+@pytest.mark.parametrize("side", [9_999, 65_535])
+def test_a_gif_that_claims_too_many_pixels_is_refused(tmp_path: Path, side: int, kind: str) -> None:
+    """It is looked into before anybody knows whether it is a picture or a video."""
+    path = tmp_path / "a.gif"
+    pages = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime")]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    data = path.read_bytes()
+    path.write_bytes(data[:6] + struct.pack("<HH", side, side) + data[10:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = decode(path, want(clips(2) if kind == "clips" else kind))
+    assert (result.status, result.error_class) == ("failed", "too_large")
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "BMP"])

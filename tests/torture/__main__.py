@@ -247,7 +247,9 @@ def _job(given: argparse.Namespace, folder: Path) -> list[Tally]:
 
 
 def _mutants(given: argparse.Namespace, folder: Path) -> list[Tally]:
-    return [mutants.torture(folder / "mutants", given.kills or 10_000, given.seed)]
+    tally, outcomes = mutants.torture(folder, given.kills or 10_000, given.seed)
+    print(outcomes.text())
+    return [tally]
 
 
 _PARTS: dict[str, Callable[[argparse.Namespace, Path], list[Tally]]] = {
