@@ -31,6 +31,7 @@ class OtherServer(Buckets):
     """
 
     PROGRAMS: ClassVar[tuple[str, ...]]
+    START_S: ClassVar[float] = START_DEADLINE_S
     key, secret = USER_KEY, USER_SECRET
 
     def __init__(self, root: Path) -> None:
@@ -87,7 +88,7 @@ class OtherServer(Buckets):
             )
 
     def _await_ready(self) -> None:
-        deadline = time.monotonic() + START_DEADLINE_S
+        deadline = time.monotonic() + self.START_S
         while True:
             answers = self._answers()
             are_alive = all(process.poll() is None for process in self._processes)
@@ -134,6 +135,7 @@ class RcloneServer(OtherServer):
 
 class RadosgwServer(OtherServer):
     PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmaptool")
+    START_S = 120.0  # it makes its pools first
 
     def _start(self) -> None:
         (self._root / "mon").mkdir()
@@ -164,7 +166,7 @@ class RadosgwServer(OtherServer):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                timeout=START_DEADLINE_S,
+                timeout=self.START_S,
                 preexec_fn=die_with_parent,
             )
         except subprocess.TimeoutExpired as error:
