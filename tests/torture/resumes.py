@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -82,19 +83,8 @@ def after_kills(
         if scene_number != number // _FLIPS_A_SCENE:
             scene_number = number // _FLIPS_A_SCENE
             scene = stage.scene(scene_number, PHASES[scene_number % len(PHASES)])
-        random = Random(f"resume {number}")
-        trial = _Trial(stage, scene, random, client)
-        flip = trial.flip(without)
-        if flip is None:
-            tally.add(f"flips --seed {number} --kills 1", 0, ["nothing was left to flip"])
-            continue
-        try:
-            end, wrong = trial.go_on(flip)
-        except Exception as error:  # noqa: BLE001 - an output that cannot be read is wrong, and the next is tried
-            end, wrong = "unreadable", [f"{type(error).__name__}: {error}"]
-        ends[f"{_kind(flip.key)}: {end}"] += 1
-        what = f"scene {scene_number}, bit {flip.bit} of {flip.key}"
-        tally.add(f"flips --seed {number} --kills 1", 1, [f"{what}: {text}" for text in wrong])
+        trial = _Trial(stage, scene, Random(f"resume {number}"), client)
+        tally.trial(f"flips --seed {number} --kills 1", partial(trial.play, without, ends))
     return tally, ends
 
 
@@ -128,7 +118,18 @@ class _Trial:
         self._raw = Raw(self._store, client)
         self._story = replace(scene.story, output=self._store.url)
 
-    def flip(self, without: Collection[str]) -> _Flip | None:
+    def play(self, without: Collection[str], ends: Counter[str]) -> tuple[int, list[str]]:
+        """Gives the number of flips, and what was wrong; counts in ``ends`` what came of it."""
+        flip = self._flip(without)
+        if flip is None:
+            return 0, ["nothing was left to flip"]
+        end, wrong = self._go_on(flip)
+        ends[f"{_kind(flip.key)}: {end}"] += 1
+        story = self._scene.story
+        where = f"story {story.seed}, {story.phase}, bit {flip.bit} of {flip.key}"
+        return 1, [f"{where}: {text}" for text in wrong]
+
+    def _flip(self, without: Collection[str]) -> _Flip | None:
         """Kills a run and flips a bit in what it left. None: runs left nothing else than ``without``."""
         for _ in range(_KILLS):
             _copy(self._stage._store("start"), self._store)
@@ -152,7 +153,7 @@ class _Trial:
         self._raw.write(key, flip.spoilt)
         return flip
 
-    def go_on(self, flip: _Flip) -> tuple[str, list[str]]:
+    def _go_on(self, flip: _Flip) -> tuple[str, list[str]]:
         """Runs the job to its end; gives what came of it in a word, and what was wrong."""
         status, said = self._run(flip)
         if status == 0:
