@@ -12,6 +12,7 @@ single request of which bytes keep trickling, for longer than the lease.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -51,6 +52,22 @@ class Host:
     @classmethod
     def here(cls) -> "Host":
         return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or "")
+
+    @classmethod
+    def told(cls, body: bytes) -> "Host | None":
+        """Of ``to_json``; None when it says something else, for instance because a bit was flipped."""
+        try:
+            fields = json.loads(body)
+            host = cls(fields["name"], fields["boot"], fields["pid"], fields["started"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        return host if host.to_json() == body else None
+
+    def to_json(self) -> bytes:
+        """With its own SHA-256."""
+        fields = vars(self)
+        digest = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+        return json.dumps({**fields, "sha256": digest}).encode()
 
     def is_dead(self) -> bool:
         """Whether the process ran on this machine and is gone; False when it cannot be told."""
@@ -114,7 +131,7 @@ class Claim:
         self._beating = threading.Lock()
 
     def __enter__(self) -> "Claim":
-        body = json.dumps({**vars(Host.here()), "id": self.id}).encode()
+        body = Host.here().to_json()
         for _ in range(_PUT_TRIES):
             self._claimed_at = time.monotonic()
             self._store.put(self._key("claim"), body)
@@ -200,16 +217,13 @@ class Claim:
 
     def _is_dead(self, driver: str) -> bool:
         try:
-            body = json.loads(self._store.get(self._key("claim", driver)))
-            host = Host(body["name"], body["boot"], body["pid"], body["started"])
+            host = Host.told(self._store.get(self._key("claim", driver)))
         except FileNotFoundError:
             return True
-        except (ValueError, KeyError, TypeError):
+        if host is None or not host.is_dead():
             return False
-        if host.is_dead():
-            self._bury(driver)
-            return True
-        return False
+        self._bury(driver)
+        return True
 
     def _outlive(self, driver: str) -> None:
         """Waits for a sign of life of another driver; without one within the lease it is dead.
@@ -248,10 +262,10 @@ class Claim:
 
     def _other(self, driver: str) -> StoppedError:
         try:
-            body = json.loads(self._store.get(self._key("claim", driver)))
-            where = f" (pid {body['pid']} on {body['name']})"
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            where = ""
+            host = Host.told(self._store.get(self._key("claim", driver)))
+        except FileNotFoundError:
+            host = None
+        where = f" (pid {host.pid} on {host.name})" if host is not None else ""
         return StoppedError(
             f"driver {driver}{where} is at work on dataset {self._keys.dataset} in {self._store.url}; "
             "wait until it ends, then run the same command again"

@@ -13,6 +13,7 @@ from featlib.config import fingerprint
 from featlib.errors import ConfigError, DamagedError
 from featlib.layout import Keys
 from featlib.redaction import redact
+from featlib.sealed import open_sealed
 from featlib.shards.schema import Provenance, read_footer, reading, to_json
 from featlib.storage import Store
 
@@ -95,7 +96,7 @@ def _from_shard(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
     """From a shard's footer: the features stand even where somebody removed ``_featlib``."""
     for folder in (keys.outcomes(label), keys.features(label)):
         for info in store.list(folder)[:1]:
-            with reading(info.key), store.open(info.key) as file:
+            with reading(info.key), open_sealed(store, info.key) as file:
                 footer = read_footer(pq.ParquetFile(file).schema_arrow.metadata)
             settings: dict[str, str] = json.loads(footer["featlib.semantics"])
             return settings

@@ -38,7 +38,8 @@ PLAN = pa.schema(
         pa.field("manifest", pa.string()),
     ]
 )
-_ITEM_COLUMNS = PLAN.names[1:]
+_ITEMS = PLAN.remove(0)
+_ITEM_COLUMNS = _ITEMS.names
 _ROW_GROUP = 8192
 _DIGEST = 16
 
@@ -296,4 +297,6 @@ def _read_rows(store: Store, key: str, start: int, count: int) -> _Rows:
         first = int(np.searchsorted(starts, start, "right")) - 1
         last = int(np.searchsorted(starts, start + count - 1, "right")) - 1
         table = source.read_row_groups(list(range(first, last + 1)), columns=_ITEM_COLUMNS)
+    if not table.schema.equals(_ITEMS):
+        raise DamagedError(key)  # other types, by metadata that no checksum covers
     return _Rows(key, int(starts[first]), table)

@@ -59,7 +59,8 @@ class ShardPublisher:
         self.claim.check()
         items = self.items.shard(shard)
         needs = self.backlog.needs_of(shard, items)
-        pieces = read_heads(self.store, piece_keys(self.store, self.keys, shard).get(shard, []))
+        keys = piece_keys(self.store, self.keys, shard).get(shard, [])
+        pieces = read_heads(self.store, keys)
         pieces = self.backlog.without_replaced(shard, pieces)
         staged = staged_for(pieces, needs, {label: p.fingerprint for label, p in self.provenance.items()})
         missing = {m for m in needs if m not in staged or not staged[m].complete}
@@ -72,7 +73,7 @@ class ShardPublisher:
             {label: mine for label, mine in by_label.items() if mine},
             {label: self._present(label, shard) for label in by_label},
             self.replaced,
-            [p.key for p in pieces],
+            keys,
         )
         try:
             outcomes = publish_shard(
@@ -130,12 +131,15 @@ def remove_history(store: Store, keys: Keys, labels: Collection[str]) -> None:
     """Removes pieces that were published for ``labels`` by a run that ended before it could remove them.
 
     Left behind, they would pass for the result of the next ``--retry-failed`` or ``--changed``. A piece of which one
-    of ``labels`` is still to be published stays.
+    of ``labels`` is still to be published stays, unless nobody can read it.
     """
-    for shard, pieces in read_shards(store, piece_keys(store, keys)):
+    staged = piece_keys(store, keys)
+    for shard, pieces in read_shards(store, staged):
         history = {label: read_committed(store, keys, label, shard).pieces for label in labels}
         mine = {p.key: [label for r in p.reports for label in r.models if label in history] for p in pieces}
-        store.delete([key for key, made in mine.items() if made and all(key in history[label] for label in made)])
+        gone = [key for key, made in mine.items() if made and all(key in history[label] for label in made)]
+        unreadable = set(staged[shard]) - mine.keys()
+        store.delete([*gone, *(key for key in unreadable if any(key in spent for spent in history.values()))])
 
 
 class PublisherThread:

@@ -38,7 +38,7 @@ from featlib.unit import (
     with_stats,
     without,
 )
-from featlib.work import UNITS_A_GROUP, Unit, UnitItem, unit_from_row, unit_row, units_table
+from featlib.work import UNITS, UNITS_A_GROUP, Unit, UnitItem, unit_from_row, unit_row, units_table
 
 if TYPE_CHECKING:
     from featlib.extractors.resolve import ResolvedModel
@@ -98,10 +98,15 @@ class UnitsReader:
         with open_part(self._store, self._key) as file:
             source = pq.ParquetFile(file, page_checksum_verification=True)
             units = [source.read_row_group(group) for group in groups]
+        # No checksum of Parquet covers its metadata: they may name another group, fewer rows or other columns.
+        sizes = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
+        is_right = sum(sizes) == source.metadata.num_rows
         for group, table in zip(groups, units, strict=True):
             first = group * UNITS_A_GROUP
-            if table["seq"].to_pylist() != list(range(first, first + table.num_rows)):
-                raise DamagedError(self._key)  # another group, by metadata that no checksum covers
+            is_right &= table.schema.equals(UNITS)
+            is_right = is_right and table["seq"].to_pylist() == list(range(first, first + table.num_rows))
+        if not is_right:
+            raise DamagedError(self._key)
         return units
 
 

@@ -1,6 +1,5 @@
 """One driver at a time, whatever becomes of the others."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from featlib.drivers import Claim, Host
 from featlib.errors import ConfigError, StoppedError
 from featlib.layout import Keys
 from featlib.storage import Store, StoreOptions, s3
+from tests.servers.faults import flipped
 
 KEYS = Keys("d")
 LEASE_S = drivers.LEASE_S
@@ -40,8 +40,7 @@ def _claims(store: Store) -> list[str]:
 
 
 def _foreign_claim(store: Store, driver: str, boot: str = "another machine", pid: int = 1, started: str = "0") -> None:
-    body = {"name": "elsewhere", "boot": boot, "pid": pid, "started": started, "id": driver}
-    store.put(f"{KEYS.drivers}/{driver}.claim", json.dumps(body).encode())
+    store.put(f"{KEYS.drivers}/{driver}.claim", Host("elsewhere", boot, pid, started).to_json())
     path = Path(store.url) / KEYS.drivers / f"{driver}.claim"
     os.utime(path, (1.0, 1.0))
 
@@ -247,6 +246,19 @@ def test_a_claim_that_cannot_be_read_is_not_thought_dead_at_once(store: Store) -
         with pytest.raises(StoppedError, match="driver aaa"):
             claim.check()
         claim.settle()
+
+
+def test_no_flipped_bit_makes_a_driver_that_lives_dead(store: Store) -> None:
+    """Another number of the process, or another time of its start, would."""
+    with Claim(store, KEYS) as first:
+        path = Path(store.url) / KEYS.drivers / f"{first.id}.claim"
+        whole = path.read_bytes()
+        other = Claim(store, KEYS)
+        for bit in range(8 * len(whole)):
+            path.write_bytes(flipped(whole, bit))
+            assert not other._is_dead(first.id), f"bit {bit} of {whole!r}"
+        path.write_bytes(whole)
+        assert Host.told(whole) == Host.here()
 
 
 _CHILD = """

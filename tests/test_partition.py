@@ -14,6 +14,7 @@ from featlib.plan import read_plan
 from featlib.shards.commit import read_committed
 from featlib.shards.schema import Provenance
 from featlib.storage import Store
+from tests.servers.faults import flipped
 from tests.shards.make import CrashError, CrashingStore, Item, planned, provenance, publish, staged, visible
 
 KEYS = Keys("d")
@@ -87,6 +88,22 @@ def test_a_damaged_register_is_not_believed(store: Store, content: bytes) -> Non
     staged(store, "r-0", [Item("v0")])
     publish(store)
     assert partition.registered(store, KEYS, "a") == {"network": "a"}, "shards speak for themselves"
+
+
+def test_a_damaged_shard_is_not_believed_where_the_register_is_gone(store: Store) -> None:
+    """Its footer says what made it, and no checksum of Parquet covers that."""
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(store)
+    key = f"{KEYS.outcomes('a')}/part-00000.parquet"
+    whole = store.get(key)
+    said = whole.index(b'{"network":"a"}')
+    for place in (said, said + 3, said + 12):  # no JSON, another name, another value
+        store.put(key, flipped(whole, 8 * place))
+        with pytest.raises(ConfigError, match=f"{key}: is damaged"):
+            partition.registered(store, KEYS, "a")
+    store.put(key, whole)
+    assert partition.registered(store, KEYS, "a") == {"network": "a"}
 
 
 def _two_labels(store: Store) -> None:

@@ -132,6 +132,17 @@ def test_other_items_than_those_of_the_plan_are_damage(store: Store, columns: di
         PlanItems(store, plan).shard(1)
 
 
+def test_items_of_another_type_are_damage(store: Store) -> None:
+    """By metadata again: text that comes as bytes is not what the manifest said."""
+    plan, _ = _grow(store, {"media_id": "a", "label": "cat"})
+    key = plan.generations[0].key
+    table = pq.read_table(io.BytesIO(store.get(key)))
+    place = table.column_names.index("label")
+    store.put(key, sealed(table.set_column(place, "label", table["label"].cast(pa.binary()))))
+    with pytest.raises(DamagedError, match="gen-00000"):
+        PlanItems(store, plan).shard(0)
+
+
 def test_items_keep_what_the_manifest_said(store: Store) -> None:
     row = {"start_s": 1.5, "end_s": 2.5, "size": 7, "label": "cat", "split": "train", "manifest": '{"n":1}'}
     plan, _ = _grow(store, {"media_id": "a", **row})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from featlib import sealed as featlib_sealed
 from featlib.arrays import Extracted
 from featlib.config import ExtractConfig, ModelConfig
 from featlib.extractors.resolve import ResolvedModel, resolve
@@ -19,7 +20,7 @@ from featlib.extractors.weights import payload
 from featlib.layout import Keys
 from featlib.media import Limits, decode_item
 from featlib.sampling import ClipSampling, FrameSampling
-from featlib.sealed import seal_file, sealable
+from featlib.sealed import seal_file, sealable, sealed
 from featlib.shards.staging import list_pieces, read_piece
 from featlib.spec import Decoded, MediaFacts, MediaItem, PixelSpec, Segment, Want
 from featlib.storage import Store, StoreOptions, s3
@@ -358,6 +359,32 @@ def test_units_are_read_by_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store.put_file("x.units", path)
     read = UnitsReader(str(tmp_path), OPTIONS, "x.units")
     assert [t["seq"].to_pylist() for t in read(pa.table({"group": [0, 2]}))] == [[0, 1], [4]]
+
+
+@pytest.mark.parametrize("damage", ["other columns", "fewer rows", "another group"])
+def test_units_of_a_large_object_are_not_believed_against_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """It is read in parts, so its seal cannot tell, and no checksum of Parquet covers what says where they are."""
+    monkeypatch.setattr(featlib_sealed, "_READ_WHOLE", 0)
+    table = units_table([Unit(0, ("a",), (UnitItem(f"v{i}", f"/{i}.mp4"),)) for i in range(101)], 0)
+    if damage == "other columns":
+        table = table.rename_columns(["seq", "chard", *table.column_names[2:]])
+    elif damage == "another group":
+        table = table.slice(1)
+    data = sealed(table)
+    if damage == "fewer rows":
+        at = data.rindex(_varint(101))  # the last of them is said of the row group, behind the values of its columns
+        data = data[:at] + _varint(100) + data[at + 2 :]
+    store = Store(str(tmp_path))
+    store.put("x.units", data)
+    (table,) = UnitsReader(str(tmp_path), OPTIONS, "x.units")(pa.table({"group": [0]}))
+    assert table["seq"].to_pylist() == [STOP]
+
+
+def _varint(number: int) -> bytes:
+    """As Thrift writes it, with two bytes."""
+    return bytes([2 * number & 0x7F | 0x80, 2 * number >> 7])
 
 
 def test_units_that_cannot_be_read_stop_the_job(tmp_path: Path, model: ResolvedModel) -> None:

@@ -1,9 +1,11 @@
 """A proxy in front of an HTTP store that answers wrongly when it is told to."""
 
 import http.client
+import re
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +31,24 @@ Fault = Literal[
 FAULTS: tuple[Fault, ...] = ("slow_down", "internal_error", "reset", "truncate", "lost_reply")
 SHORT_STALL_S = 2.0
 _ANSWERS = {"slow_down": (503, "SlowDown"), "internal_error": (500, "InternalError")}
+_BY_CHANCE = re.compile(r"[0-9a-f]{10,}")  # ids of buckets, runs and drivers, hashes
+
+
+class Turns:
+    """Numbers requests by what they ask for, so that what befalls one does not depend on when it comes."""
+
+    def __init__(self, seed: object) -> None:
+        self._seed = seed
+        self._asked = Counter[tuple[str, str]]()
+        self._lock = threading.Lock()
+
+    def next(self, method: str, path: str) -> Random:
+        """What follows from the seed, the request without what is another in each run, and how often it came."""
+        asked = method, _BY_CHANCE.sub("*", path)
+        with self._lock:
+            self._asked[asked] += 1
+            number = self._asked[asked]
+        return Random(f"{self._seed} {' '.join(asked)} {number}")
 
 
 class FaultProxy:
@@ -36,20 +56,23 @@ class FaultProxy:
 
     ``lost_reply``: the store does the work, the client never hears of it. ``stall``: no answer until the proxy stops.
     ``half_stall``: the same behind half of the body. ``short_stall``: no answer for a while, then a reset.
+    ``truncate``: half of the body, where there is one.
     ``half_request``: half of the body is passed on, and then the client's end; ``cut`` gets the status of the answer.
     ``flip_request``, ``flip_answer``: one bit somewhere in the body is another, where there is a body.
 
     Args:
         upstream: URL of the store.
         script: Asked once a request with method and path; None passes it on.
+        seed: Of the places of flipped bits.
     """
 
-    def __init__(self, upstream: str, script: Callable[[str, str], Fault | None]) -> None:
+    def __init__(self, upstream: str, script: Callable[[str, str], Fault | None], seed: object = 0) -> None:
         self.requests: list[tuple[str, str, Fault | None]] = []
+        self.num_flipped = 0
         self.has_half = threading.Event()
         self.cut: Queue[int | None] = Queue()
         self._script = script
-        self._random = Random(0)
+        self.places = Turns(f"places {seed}")
         self._upstream = urlsplit(upstream).netloc
         self._stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -127,11 +150,11 @@ class FaultProxy:
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, fault: Fault | None) -> None:
         connection = self._begun(handler)
-        connection.endheaders(self._flipped(body) if fault == "flip_request" else body)
+        connection.endheaders(self._flipped(handler, body) if fault == "flip_request" else body)
         answer = connection.getresponse()
         data = answer.read()
         if fault == "flip_answer":
-            data = self._flipped(data)
+            data = self._flipped(handler, data)
         connection.close()
         if fault == "lost_reply":
             _reset(handler.connection)
@@ -147,12 +170,19 @@ class FaultProxy:
             handler.wfile.flush()
             self._stopped.wait()
 
-    def _flipped(self, data: bytes) -> bytes:
+    def _flipped(self, handler: BaseHTTPRequestHandler, data: bytes) -> bytes:
         """One bit is another."""
+        random = self.places.next(handler.command, handler.path)
         if not data:
             return data
-        place, bit = divmod(self._random.randrange(8 * len(data)), 8)
-        return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+        self.num_flipped += 1
+        return flipped(data, random.randrange(8 * len(data)))
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """With that bit another one."""
+    place, shift = divmod(bit, 8)
+    return data[:place] + bytes([data[place] ^ 1 << shift]) + data[place + 1 :]
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes:

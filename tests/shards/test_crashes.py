@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from featlib.publisher import remove_history
 from featlib.shards import parts as parts_module
 from featlib.storage import Store
 from tests.shards.make import (
@@ -204,6 +205,33 @@ def test_pieces_of_a_cut_publish_do_not_pass_for_the_retry(tmp_path: Path) -> No
     staged(store, "s-0", [Item("v1", created=2.0)])
     publish(store, retry_failed=True)
     assert visible(store)["a"] == expected("a", _whole())
+
+
+def test_pieces_of_a_cut_publish_go_also_when_they_cannot_be_read_any_more(tmp_path: Path) -> None:
+    """One was damaged before the publish and one behind it; nothing of the shard is open that would take them along."""
+    store = Store(str(tmp_path))
+    planned(store, IDS)
+    keys = [staged(store, unit, _whole()) for unit in ("r-0", "r-1")]
+    for number, key in enumerate(keys):
+        whole = store.get(key)
+        store.put(key, whole[:99])
+        if number == 0:
+            with pytest.raises(CrashError, match="outcomes"):
+                publish(CrashingStore(str(tmp_path), at=1, after=True))
+    assert len(store.list(KEYS.stage)) == 2
+    remove_history(store, KEYS, ["a"])
+    assert not store.list(KEYS.stage)
+    assert visible(store)["a"] == expected("a", _whole())
+
+
+def test_a_piece_that_cannot_be_read_waits_for_its_shard_to_be_published(tmp_path: Path) -> None:
+    """It may be the store's fault, and of another run."""
+    store = Store(str(tmp_path))
+    planned(store, IDS)
+    key = staged(store, "r-0", _whole())
+    store.put(key, store.get(key)[:99])
+    remove_history(store, KEYS, ["a"])
+    assert [info.key for info in store.list(KEYS.stage)] == [key]
 
 
 def test_a_staged_retry_survives_until_it_is_published(tmp_path: Path) -> None:

@@ -5,14 +5,15 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from featlib.errors import DamagedError, TransientError
 from featlib.shards.staging import read_piece
-from featlib.storage import Store, StoreOptions, open_media, s3
+from featlib.storage import Store, StoreOptions, open_media, retry, s3
 from tests.servers.faults import FAULTS, Fault, FaultProxy
 from tests.servers.swift import SwiftServer
 
@@ -46,26 +47,122 @@ def store(s3_env: SwiftServer, proxy: FaultProxy) -> Store:
     return Store(f"s3://{s3_env.bucket()}/out", StoreOptions(proxy.endpoint_url, deadline_s=30))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_in_a_row_are_outlived(store: Store, script: Script, proxy: FaultProxy, fault: Fault) -> None:
-    def faulty() -> None:
-        script.faults = [fault] * 2
+@dataclass(frozen=True)
+class Operation:
+    """One request to a store in which ``a`` holds ``DATA``.
 
-    faulty()
+    Args:
+        method: Of the request.
+        begin: What comes before it; gives what sends the request.
+        answer: What comes back of it.
+        has_body: Whether a body comes back.
+        left: What ``a`` holds then.
+    """
+
+    method: str
+    begin: Callable[[Store], Callable[[], object]]
+    answer: object
+    has_body: bool
+    left: bytes | None = DATA
+
+
+def _put(store: Store) -> Callable[[], object]:
+    return lambda: store.put("a", DATA[::-1])
+
+
+def _get(store: Store) -> Callable[[], object]:
+    return lambda: store.get("a")
+
+
+def _list(store: Store) -> Callable[[], object]:
+    return lambda: [(info.key, info.size) for info in store.list("")]
+
+
+def _stat(store: Store) -> Callable[[], object]:
+    def size() -> int | None:
+        info = store.stat("a")
+        return info and info.size
+
+    return size
+
+
+def _open_media(store: Store) -> Callable[[], object]:
+    return lambda: open_media(f"{store.url}/a", store.options).size
+
+
+def _read_media(store: Store) -> Callable[[], object]:
+    return open_media(f"{store.url}/a", store.options).read
+
+
+def _read_range(store: Store) -> Callable[[], object]:
+    file = store.open("a")
+    file.seek(1000)
+    return lambda: file.read(5000)
+
+
+def _read_announced(store: Store) -> Callable[[], object]:
+    """Fetched by a thread of its own."""
+    file = open_media(f"{store.url}/a", store.options)
+
+    def read() -> bytes:
+        file.expect([(1000, 6000)])
+        file.seek(1000)
+        return file.read(5000)
+
+    return read
+
+
+def _delete(store: Store) -> Callable[[], object]:
+    return lambda: store.delete(["a"])
+
+
+OPERATIONS = {
+    "put": Operation("PUT", _put, None, has_body=False, left=DATA[::-1]),
+    "get": Operation("GET", _get, DATA, has_body=True),
+    "list": Operation("GET", _list, [("a", len(DATA))], has_body=True),
+    "stat": Operation("HEAD", _stat, len(DATA), has_body=False),
+    "open media": Operation("HEAD", _open_media, len(DATA), has_body=False),
+    "read media": Operation("GET", _read_media, DATA, has_body=True),
+    "read a range": Operation("GET", _read_range, DATA[1000:6000], has_body=True),
+    "read an announced range": Operation("GET", _read_announced, DATA[1000:6000], has_body=True),
+    "delete": Operation("POST", _delete, None, has_body=True, left=None),
+}
+STALLS = [(name, "stall") for name in OPERATIONS]
+STALLS += [(name, "half_stall") for name, operation in OPERATIONS.items() if operation.has_body]
+
+
+def _outlived(
+    store: Store, script: Script, proxy: FaultProxy, operation: Operation, fault: Fault, count: int
+) -> list[tuple[str, Fault | None]]:
+    """Does an operation with so many faults before it, and makes sure of what came of it; gives its requests."""
     store.put("a", DATA)
-    faulty()
-    assert store.get("a") == DATA
-    faulty()
-    assert [info.key for info in store.list("")] == ["a"]
-    faulty()
-    with open_media(f"{store.url}/a", store.options) as file:
-        assert file.read() == DATA
-    faulty()
-    store.delete(["a"])
-    assert script.faults == []
-    assert store.stat("a") is None
-    if fault != "truncate":  # half of an empty answer is a whole one
-        assert [found for _, _, found in proxy.requests].count(fault) == 10
+    send = operation.begin(store)
+    before = len(proxy.requests)
+    script.faults = [fault] * count
+    assert send() == operation.answer
+    script.faults = []
+    requests = [(method, befallen) for method, _, befallen in proxy.requests[before:]]
+    left = [store.get(info.key) for info in store.list("")]
+    assert left == ([] if operation.left is None else [operation.left])
+    return requests
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_faults_in_a_row_are_outlived(
+    store: Store,
+    script: Script,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+    fault: Fault,
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
+    requests = _outlived(store, script, proxy, operation, fault, 2)
+    if fault == "truncate" and not operation.has_body:  # half of an empty answer is a whole one
+        assert requests == [(operation.method, fault)]
+    else:
+        assert requests == [(operation.method, fault)] * 2 + [(operation.method, None)]
 
 
 @pytest.mark.parametrize("fault", ["flip_answer", "flip_request", "short_stall"])
@@ -161,21 +258,24 @@ assert store.get("b") == b"child"
 """
 
 
-@pytest.mark.parametrize("fault", ["stall", "half_stall"])
-def test_an_answer_that_never_ends_is_given_up_and_asked_for_again(
-    store: Store, script: Script, monkeypatch: pytest.MonkeyPatch, fault: Fault
-) -> None:
-    monkeypatch.setattr(s3, "_READ_TIMEOUT_S", 1)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Half a second without a byte is too long; it is 30 s for users."""
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(s3, "_READ_TIMEOUT_S", 0.5)
     s3._client_of.cache_clear()
-    try:
-        for name in ("a", "b"):
-            script.faults = [fault] if fault == "stall" else []
-            store.put(name, DATA)
-            script.faults = [fault] * 2
-            assert store.get(name) == DATA
-            assert not script.faults
-    finally:
-        s3._client_of.cache_clear()
+    yield
+    s3._client_of.cache_clear()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("name", "fault"), STALLS)
+def test_an_answer_that_never_ends_is_given_up_and_asked_for_again(
+    store: Store, script: Script, proxy: FaultProxy, name: str, fault: Fault
+) -> None:
+    operation = OPERATIONS[name]
+    requests = _outlived(store, script, proxy, operation, fault, 1)
+    assert requests[:2] == [(operation.method, fault), (operation.method, None)]
 
 
 def test_a_forked_process_gets_its_own_connection(s3_env: SwiftServer) -> None:

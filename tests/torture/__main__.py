@@ -29,7 +29,7 @@ from random import Random
 
 from tests.servers import others
 from tests.servers.swift import SwiftServer, user_environment
-from tests.torture import faulty, flips, job, mutants
+from tests.torture import faulty, flips, job, mutants, resumes
 from tests.torture.doom import Point
 from tests.torture.publishing import HOLD_S, Coverage, Kill, Scene, Stage, Tellers, kills, stage_in, torture
 from tests.torture.story import PHASES
@@ -151,12 +151,15 @@ def _play(stages: Sequence[Stage], tally: Tally, first_seed: int, store: str) ->
 
 
 def _faults(given: argparse.Namespace, folder: Path) -> list[Tally]:
-    tallies = []
+    tallies, befell = [], faulty.Befell()
     with _place("swift", folder) as place, stage_in(folder / "stage", place.output, place.endpoint_url) as stage:
         for share in (given.share,) if given.share else (0.1, 0.3):
-            tally, stops = faulty.torture(stage, place.endpoint_url or "", given.stories, given.seed, share)
+            tally, stops, met = faulty.torture(stage, place.endpoint_url or "", given.stories, given.seed, share)
             print(f"{share:.0%} faults: {4 * given.stories} jobs came to their end, {stops} runs stopped before")
             tallies.append(tally)
+            befell += met
+    print(faulty.matrix(befell))
+    tallies[-1].add(f"faults --seed {given.seed} --stories {given.stories}", 0, faulty.lacking(befell))
     return tallies
 
 
@@ -234,10 +237,15 @@ def _pairs(
 def _flips(given: argparse.Namespace, folder: Path) -> list[Tally]:
     total = given.kills or 1000
     with stage_in(folder / "stage") as stage:
-        tallies = [flips.at_rest(stage, folder / "rest", total, given.seed)]
-    with _place("swift", folder) as place:
-        tallies.append(flips.in_flight(f"{place.output}/flips", place.endpoint_url or "", total, given.seed))
-    return tallies
+        at_rest = flips.at_rest(stage, folder / "rest", total, given.seed)
+        on_disk, ends = resumes.after_kills(stage, max(1, total // 5), given.seed)
+    print(f"what came of flips in what killed runs left, on a disk:\n{resumes.told(ends)}")
+    with _place("swift", folder) as place, stage_in(folder / "swift-stage", place.output, place.endpoint_url) as stage:
+        url = place.endpoint_url or ""
+        in_flight, line = flips.in_flight(f"{place.output}/flips", url, folder, total, given.seed)
+        on_swift, ends = resumes.after_kills(stage, max(1, total // 50), given.seed, url)
+    print(f"on swift:\n{resumes.told(ends)}\nin flight, {line}")
+    return [at_rest, on_disk, in_flight, on_swift]
 
 
 def _job(given: argparse.Namespace, folder: Path) -> list[Tally]:

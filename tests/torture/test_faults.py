@@ -10,7 +10,7 @@ import pytest
 from tests.servers.buckets import Buckets
 from tests.servers.others import MotoServer
 from tests.servers.swift import SwiftServer, user_environment
-from tests.torture import flips
+from tests.torture import flips, resumes
 from tests.torture.faulty import Weather, outage, spoilt, through
 from tests.torture.publishing import Scene, Stage, Tellers, stage_in
 
@@ -27,7 +27,7 @@ def swift_stage(s3_env: SwiftServer, tellers: Tellers, tmp_path_factory: pytest.
 @pytest.mark.s3
 @pytest.mark.parametrize("phase", ["changed"])
 def test_a_tenth_of_faults_costs_nothing(swift_stage: Stage, s3_env: SwiftServer, phase: str) -> None:
-    weather = Weather(_SEED, 0.1)
+    weather = Weather(f"{_SEED} {phase}", 0.1)
     faults, runs, wrong = spoilt(swift_stage, s3_env.endpoint_url, _SEED, phase, weather)
     assert not wrong, f"python -m tests.torture faults --seed {_SEED} --share 0.1 --stories 1: {wrong}"
     assert runs == 1
@@ -44,17 +44,28 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(swift_stage: Stage, s3_e
 
 
 @pytest.mark.s3
-def test_bits_flipped_on_the_way_are_read_and_written_again(s3_env: SwiftServer) -> None:
-    tally = flips.in_flight(f"s3://{s3_env.bucket()}/flips", s3_env.endpoint_url, 40, _SEED)
+def test_bits_flipped_on_the_way_are_read_and_written_again(s3_env: SwiftServer, tmp_path: Path) -> None:
+    url = f"s3://{s3_env.bucket()}/flips"
+    tally, line = flips.in_flight(url, s3_env.endpoint_url, tmp_path, 45, _SEED)
     assert not tally.failures
-    assert tally.count == 40
+    assert tally.count == 45
+    assert "put 5 of 5, " in line
 
 
 def test_bits_flipped_at_rest_are_found(tmp_path: Path, tellers: Tellers) -> None:
+    """In outputs of two stories."""
     with stage_in(tmp_path / "stage", tellers=tellers) as stage:
-        tally = flips.at_rest(stage, tmp_path / "rest", 60, _SEED)
+        tally = flips.at_rest(stage, tmp_path / "rest", 60, 120)
     assert not tally.failures
     assert tally.count == 60
+
+
+def test_bits_flipped_in_what_a_killed_run_left_are_not_believed(tmp_path: Path, tellers: Tellers) -> None:
+    """But in claims, for which the next run waits."""
+    with stage_in(tmp_path / "stage", tellers=tellers) as stage:
+        tally, ends = resumes.after_kills(stage, 5, 7, without=("claim", "alive", "runs"))
+    assert not tally.failures
+    assert tally.count == ends.total() == 5
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ def test_a_driver_that_slept_while_another_took_over_leaves(grown: Grown, rival:
 @pytest.mark.parametrize("grown", [pytest.param("swift", marks=pytest.mark.s3)], indirect=True)
 def test_a_third_of_faults_loses_nothing(grown: Grown) -> None:
     assert grown.endpoint_url is not None
-    weather = Weather(_SEED, 0.3)
+    weather = Weather(f"{_SEED} grown", 0.3)
     _, wrong = through(grown.stage, grown.scene, grown.endpoint_url, weather)
     assert not wrong, f"python -m tests.torture faults --seed {_SEED} --share 0.3 --stories 1: {wrong}"
     assert weather.faults > 20
