@@ -16,6 +16,8 @@ from featlib.storage import StoreOptions, read_bytes, redact
 
 ENDING = ".npy"
 
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # by version
+
 
 def with_mean_volume(loaded: LoadedWeights, url: str, frames: int, options: StoreOptions) -> LoadedWeights:
     """``loaded`` with the mean in the file at ``url``, a numpy array (3, T, H, W) of values in 0..255.
@@ -60,8 +62,7 @@ def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     """Type and shape that a ``.npy`` file claims, and where its numbers begin."""
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    shape, _, dtype = _HEADERS[version](stream)
     return dtype, shape, stream.tell()
 
 
