@@ -79,8 +79,8 @@ def test_a_checkpoint_gives_its_state_dict_whatever_stands_beside(zipped: bool) 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_are_those_that_torch_reads(zipped: bool) -> None:
     shared = torch.arange(12.0)
-    noted = nn.Parameter(torch.rand(2))
-    noted.note = "x"  # type: ignore[attr-defined]
+    noted, marked = nn.Parameter(torch.rand(2)), torch.rand(2)
+    noted.note = marked.note = "x"  # type: ignore[attr-defined]
     types = (torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool)
     state = {
         **{str(dtype): torch.arange(5).to(dtype) for dtype in (*types, torch.int16, torch.int32, torch.complex64)},
@@ -93,6 +93,7 @@ def test_tensors_are_those_that_torch_reads(zipped: bool) -> None:
         "one": torch.tensor(3.0),
         "parameter": nn.Parameter(torch.rand(2)),
         "noted": noted,
+        "marked": marked,
     }
     data = saved(state, zipped)
     tensors, expected = read_state_dict(data, "w.pth").tensors, torch.load(io.BytesIO(data), weights_only=True)
