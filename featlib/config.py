@@ -66,10 +66,15 @@ def _clip_sampling(text: str) -> str:
     return text
 
 
-def _digests(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}(\+[0-9a-f]{64})?", text.lower()):
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text.lower()):
         raise ValueError(f"{text!r} must be the 64 hex digits that sha256sum prints of the file")
     return text.lower()
+
+
+def _digests(text: str) -> str:
+    first, plus, second = text.partition("+")
+    return f"{_digest(first)}+{_digest(second)}" if plus else _digest(text)
 
 
 def _one_or_many(value: Any) -> Any:
@@ -93,6 +98,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+Digest = Annotated[str, AfterValidator(_digest)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 FrameSamplingText = Annotated[str, AfterValidator(_frame_sampling)]
 ClipSamplingText = Annotated[str, AfterValidator(_clip_sampling)]
@@ -126,6 +132,7 @@ class ModelConfig(Frozen):
         categories: Names of the classes: a weights enum name whose names they are, or a text file with one a line.
         flow: How optical flow is computed, for networks that read it.
         flow_weights: Of a flow that is a network (RAFT); as ``weights``.
+        flow_weights_sha256: Of the file of ``flow_weights``, 64 hex digits.
         fusion: How the streams of a two-stream network become one: ``concat``, ``mean``, or weights like ``1:1.5``.
         regions: Which boxes of a detector: ``top:K`` or ``fixed:K``.
     """
@@ -144,6 +151,7 @@ class ModelConfig(Frozen):
     categories: Text | None = None
     flow: Text | None = None
     flow_weights: Text | None = None
+    flow_weights_sha256: Digest | None = None
     fusion: Text | None = None
     regions: Text | None = None
 

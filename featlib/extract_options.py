@@ -20,6 +20,7 @@ _PER_MODEL = (
     "categories",
     "flow",
     "flow_weights",
+    "flow_weights_sha256",
     "fusion",
     "regions",
 )
@@ -65,6 +66,12 @@ _OPTIONS = (
         help="Optical flow: tvl1 (default), farneback, dis, raft_large or raft_small.",
     ),
     click.option("--flow-weights", multiple=True, metavar="[LABEL=]W", help="Of RAFT; as --weights."),
+    click.option(
+        "--flow-weights-sha256",
+        multiple=True,
+        metavar="[LABEL=]HEX",
+        help="Of the weights of RAFT; as --weights-sha256.",
+    ),
     click.option("--fusion", multiple=True, metavar="[LABEL=]F", help="Of two streams: concat (default), mean or A:B."),
     click.option("--regions", multiple=True, metavar="[LABEL=]R", help="Boxes of a detector: top:K or fixed:K."),
     click.option(

@@ -10,6 +10,7 @@ from featlib.config import (
     MOST_TCN_BLOCKS,
     ClipSamplingText,
     Device,
+    Digest,
     Endpoint,
     FrameSamplingText,
     Frozen,
@@ -129,6 +130,7 @@ class FinetuneConfig(Frozen):
         manifest: As of ``ExtractConfig``; every row has a ``label``, and a ``split`` column is obeyed.
         backbone: A network of frames or clips.
         weights: What it starts from, as ``--weights`` of ``featlib extract``.
+        weights_sha256: Of the file of ``weights``, 64 hex digits.
         out: Folder to write; it must not be there, or be empty.
         unfreeze: ``all``, or ``last:N``: the last N learned layers (modules with parameters of their own, in the order
             in which they run) are trained; the others stay as they are, statistics of batch normalisation included.
@@ -150,6 +152,7 @@ class FinetuneConfig(Frozen):
     backbone: Text
     out: Text
     weights: Text = "default"
+    weights_sha256: Digest | None = None
     unfreeze: Annotated[str, AfterValidator(_unfreeze)] = "all"
     loss: Loss = "cross_entropy"
     optimizer: Literal["sgd", "adam"] = "sgd"

@@ -37,6 +37,7 @@ _OPTIONS = (
     click.option("--memory-mb", type=int, help="Most megabytes of features in memory; default half of the machine's."),
     click.option("--backbone", metavar="NETWORK", help="Train a network itself, on the labelled media in MANIFEST..."),
     click.option("--weights", metavar="W", help="What the backbone starts from, as of extract; default its own."),
+    click.option("--weights-sha256", metavar="HEX", help="Refuse a weights file of the backbone with another SHA-256."),
     click.option("--unfreeze", metavar="all|last:N", help="The backbone's layers that are trained; default all."),
     click.option("--optimizer", type=click.Choice(["sgd", "adam"]), help="Of a backbone, default sgd; heads use adam."),
     click.option("--momentum", type=float, help="Of sgd; default 0.9."),

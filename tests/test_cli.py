@@ -73,6 +73,23 @@ def test_a_value_for_all_or_for_one_label(job: str) -> None:
     assert [m["precision"] for m in models] == ["fp16", "bf16"]
 
 
+def test_hashes_of_weights_reach_the_models_they_fit() -> None:
+    flow, frame = _models(
+        model=("i3d_flow", "resnet18"), weights_sha256=("resnet18=" + "a" * 64,), flow_weights_sha256=("b" * 64,)
+    )
+    assert (flow["flow_weights_sha256"], frame["weights_sha256"]) == ("b" * 64, "a" * 64)
+    assert "weights_sha256" not in flow
+    assert "flow_weights_sha256" not in frame
+
+
+def test_the_hash_of_weights_is_for_a_backbone(tmp_path: Path) -> None:
+    pin = ["--weights-sha256", "abc", "--out", str(tmp_path / "o")]
+    asked = CliRunner().invoke(cli, ["train", "videos.csv", "--backbone", "resnet18", *pin])
+    assert "weights_sha256: 'abc' must be the 64 hex digits" in str(asked.exception or asked.output)
+    asked = CliRunner().invoke(cli, ["train", "--head", "linear", *pin])
+    assert "--weights-sha256: means nothing when a head is trained" in str(asked.exception or asked.output)
+
+
 def test_values_with_equals_signs_are_values() -> None:
     (model,) = _models(model=("r3d_18",), clip_sampling=("frames=8,stride=2",), weights=("s3://b/x=1/w.pth",))
     assert model["clip_sampling"] == "frames=8,stride=2"

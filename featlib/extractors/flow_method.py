@@ -16,8 +16,13 @@ DEFAULT_SOURCE = "tvl1"
 _PAYLOADS: dict[str, bytes] = {}
 
 
-def choose_method(source: str | None, weights: str | None, options: StoreOptions) -> FlowMethod:
+def choose_method(
+    source: str | None, weights: str | None, options: StoreOptions, sha256: str | None = None
+) -> FlowMethod:
     """The method that the options name; weights of a network are read.
+
+    Args:
+        sha256: What the file of the weights must have.
 
     Raises:
         ConfigError: There is no such method here, or its weights cannot be had.
@@ -25,10 +30,11 @@ def choose_method(source: str | None, weights: str | None, options: StoreOptions
     name = source or DEFAULT_SOURCE
     check_source(name)
     if name not in RAFT_SOURCES:
-        if weights is not None:
-            raise ConfigError(f"--flow-weights {weights}: {name} is no network and has no weights; leave it out")
+        for option, given in (("--flow-weights", weights), ("--flow-weights-sha256", sha256)):
+            if given is not None:
+                raise ConfigError(f"{option} {given}: {name} is no network and has no weights; leave it out")
         return FlowMethod(name)
-    loaded = load_flow_weights(name, weights or "default", options)
+    loaded = load_flow_weights(name, weights or "default", options, sha256)
     _PAYLOADS[loaded.sha256] = loaded.payload
     return FlowMethod(name, loaded.sha256)
 

@@ -133,6 +133,7 @@ class Network:
             "clip_sampling": self.kind == "clip",
             "flow": reads_flow,
             "flow_weights": reads_flow,
+            "flow_weights_sha256": reads_flow,
             "fusion": bool(self.fusions),
             "regions": self.detects,
             "layer": not self.detects or bool(self.embedder),

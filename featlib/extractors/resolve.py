@@ -240,12 +240,14 @@ def _fused(network: Network, config: ModelConfig) -> Network:
 
 def _with_flow(reads: InputSpec, config: ModelConfig, options: StoreOptions) -> InputSpec:
     """The preprocessing with the method that makes its flow."""
-    for option, text in (("--flow", config.flow), ("--flow-weights", config.flow_weights)):
+    for name in ("flow", "flow_weights", "flow_weights_sha256"):
+        text = getattr(config, name)
         if reads.flow is None and text is not None:
-            raise ConfigError(f"{option} {config.label}={text}: {config.network} reads no optical flow; leave it out")
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} {config.label}={text}: {config.network} reads no optical flow; leave it out")
     if reads.flow is None:
         return reads
-    method = choose_method(config.flow, config.flow_weights, options)
+    method = choose_method(config.flow, config.flow_weights, options, config.flow_weights_sha256)
     return replace(reads, flow=replace(reads.flow, method=method))
 
 

@@ -13,7 +13,7 @@ from featlib.sampling import FrameSampling, RegionChoice
 from featlib.storage import StoreOptions
 
 _MOST_MB_A_FRAME = 64
-_NEVER = ("flow", "flow_weights", "fusion")
+_NEVER = ("flow", "flow_weights", "flow_weights_sha256", "fusion")
 _NOT_FOR_DETECTORS = ("layer", "preprocess", "top_k")
 
 
@@ -28,7 +28,7 @@ def load_detector(network: Network, choice: WeightsChoice, options: StoreOptions
         state = state_dict.random_state(network, choice.seed, ())
         return LoadedWeights(state, state_dict.content_sha256(state), reads, ())
     file = read_weights(network, choice, options)
-    raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
+    raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)), str(choice))
     published = file.pretrained.name if file.pretrained else None
     settings = detectors.settings_in(network.name, raw.tensors, str(choice), published)
     fitted = state_dict.fit(network, settings, raw, str(choice))

@@ -1,14 +1,9 @@
 """State dicts: read from bytes without running anything in them, freed of wrappers, fitted to a network."""
 
 import hashlib
-import io
-import pickle
-import pickletools
 import re
-import struct
-import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +14,12 @@ from torch import Tensor, nn
 from featlib.errors import ConfigError
 from featlib.extractors import probe
 from featlib.extractors.network import Network, Settings, StateDict
+from featlib.extractors.torch_file import StoredTensor, TorchFileError, Unread, read_torch_file
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _MOST_WRAPPED = 4
 _SHOWN = 3  # keys of each kind that an error names
-_ZIP = b"PK\x03\x04"  # by these torch tells its formats apart
-_SEE_ZIP64 = 0xFFFFFFFF
-_LEGACY_PICKLES = 5  # magic number, protocol, system, the object, keys of its storages
-_ALLOCATES = re.compile(r"(\S+ )?(bytearray|_codecs encode)")
-"""What torch lets a pickle call that fills memory of a size of its choice; no state dict needs it.
-
-Tensors and storages of any size can be asked for, too, but nobody writes into them, so they cost no memory.
-"""
 
 
 @dataclass(frozen=True)
@@ -52,109 +40,61 @@ def read_state_dict(data: bytes, source: str) -> RawState:
     Raises:
         ConfigError: The bytes are neither, are damaged, or hold anything but tensors.
     """
-    return _without_prefixes(_unwrap(_deserialize(data, source), len(data), source))
-
-
-def _deserialize(data: bytes, source: str) -> object:
     if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
-        try:
-            return safetensors.torch.load(data)
-        except Exception as error:  # noqa: BLE001 - its own error, or what its Python side makes of types it lacks
-            raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
-    _check_pickles(_checked_archive(data, source) if data.startswith(_ZIP) else [data], source)
+        state = _unwrapped(_safetensors(data, source), source)
+        return _without_prefixes(RawState(_checked_tensors(state, len(data), source), {}))
     try:
-        # Written out: only tensors and plain containers are unpickled; code in the file is never run.
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"--weights {source}: holds other things than tensors or is damaged; save model.state_dict() alone"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - bytes that are no pickle may raise anything
-        raise ConfigError(f"--weights {source}: not a readable state dict ({_line(error)})") from None
+        file = read_torch_file(data)
+        state = _unwrapped(file.content, source)
+        stored = _checked_tensors(state, len(data), source)
+        tensors = {name: file.tensor(tensor) for name, tensor in stored.items()}
+    except TorchFileError as error:
+        raise ConfigError(f"--weights {source}: {error}") from None
+    return _without_prefixes(RawState(tensors, _versions(getattr(state, "_metadata", None))))
 
 
-def _checked_archive(data: bytes, source: str) -> list[bytes]:
-    """The pickles in an archive. torch packs nothing: one that unpacks to more than it is long fills the memory."""
+def _safetensors(data: bytes, source: str) -> Mapping[object, object]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if archive.start_dir != _told_directory(data):  # torch's reader would find other members
-                raise zipfile.BadZipFile("its directory is not where it says")
-            unpacked = sum(info.file_size for info in members)
-            if unpacked <= len(data):
-                return [_member(archive, info) for info in members if info.filename.lower().endswith(".pkl")]
-    except Exception as error:  # noqa: BLE001 - bytes that are no archive may raise anything
-        raise ConfigError(f"--weights {source}: damaged archive ({_line(error)}); get it anew") from None
-    raise ConfigError(
-        f"--weights {source}: unpacks to {unpacked} bytes of {len(data)}; torch.save packs nothing, get it anew"
-    )
+        return safetensors.torch.load(data)  # type: ignore[no-any-return]
+    except Exception as error:  # noqa: BLE001 - its own error, or what its Python side makes of types it lacks
+        raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
 
 
-def _told_directory(data: bytes) -> int:
-    """Where the end of an archive says that its directory begins."""
-    end = data.rindex(b"PK\x05\x06")
-    (told,) = struct.unpack_from("<I", data, end + 16)
-    if told == _SEE_ZIP64:
-        (told,) = struct.unpack_from("<Q", data, data.rindex(b"PK\x06\x06", 0, end) + 48)
-    return int(told)
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    info.CRC = None  # type: ignore[assignment]  # torch.save can be told to write none
-    return archive.read(info)
-
-
-def _check_pickles(pickles: list[bytes], source: str) -> None:
-    """Refuses pickles that ask for memory by themselves; nothing in them is run here."""
-    for word in (word for data in pickles for word in _words(data)):
-        found = _ALLOCATES.fullmatch(word)
-        if found is not None:
-            raise ConfigError(
-                f"--weights {source}: holds a {found[2]}, which no state dict has; save model.state_dict() alone"
-            )
-
-
-def _words(data: bytes) -> Iterator[str]:
-    """All strings and names in the pickles that stand one behind the other; those of keys and of classes alike."""
-    stream = io.BytesIO(data)
-    try:
-        for _ in range(_LEGACY_PICKLES):
-            yield from (str(argument) for _, argument, _ in pickletools.genops(stream) if isinstance(argument, str))
-    except Exception:  # noqa: BLE001 - behind the last pickle, or in none: torch says what is wrong
-        return
-
-
-def _unwrap(loaded: object, size: int, source: str) -> RawState:
+def _unwrapped(loaded: object, source: str) -> Mapping[object, object]:
     """The state dict itself, out of what it was saved in.
 
-    Args:
-        size: Of the file in bytes: no tensor in it can be larger.
-
     Raises:
-        ConfigError: There is none, or it holds something that is no plain tensor of the file.
+        ConfigError: There is none.
     """
     for _ in range(_MOST_WRAPPED):
         wrapped = loaded if isinstance(loaded, Mapping) else {}
         loaded = next((wrapped[k] for k in _WRAPPERS if isinstance(wrapped.get(k), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise ConfigError(f"--weights {source}: holds no state dict; save model.state_dict()")
-    for name, tensor in loaded.items():
-        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-            raise ConfigError(f"--weights {source}: {name!r} is not a tensor; save model.state_dict() alone")
-        if not _is_plain(tensor):
+    return loaded
+
+
+def _checked_tensors(state: Mapping[object, object], size: int, source: str) -> dict[str, Any]:
+    """``state``, all of whose values are tensors that the file has room for.
+
+    Args:
+        size: Of the file in bytes.
+
+    Raises:
+        ConfigError: It holds something that is no plain tensor of the file.
+    """
+    for name, tensor in state.items():
+        if isinstance(tensor, Unread) and tensor.is_tensor:
             raise ConfigError(
                 f"--weights {source}: {name} is no plain tensor on the CPU; save model.cpu().state_dict()"
             )
-        if tensor.nbytes > size:
+        if not (isinstance(name, str) and isinstance(tensor, Tensor | StoredTensor)):
+            raise ConfigError(f"--weights {source}: {name!r} is not a tensor; save model.state_dict() alone")
+        if max(tensor.nbytes, *tensor.shape, 0) > size:  # without numbers it may be as wide as it likes
             raise ConfigError(
                 f"--weights {source}: {name} claims {tensor.nbytes} bytes, the file has {size}; save it contiguous"
             )
-    return RawState(dict(loaded), _versions(getattr(loaded, "_metadata", None)))
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    is_dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
-    return is_dense and tensor.device.type == "cpu"
+    return dict(state)  # type: ignore[arg-type]
 
 
 def _versions(metadata: object) -> dict[str, Any]:
@@ -174,8 +114,12 @@ def _without_prefixes(state: RawState) -> RawState:
     return RawState(tensors, versions)
 
 
-def usable(network: Network, state: RawState) -> RawState:
-    """``state`` without the keys that inference has no use for, old names replaced by today's."""
+def usable(network: Network, state: RawState, source: str) -> RawState:
+    """``state`` without the keys that inference has no use for, old names replaced by today's.
+
+    Raises:
+        ConfigError: They cannot be those of this network.
+    """
     tensors: dict[str, Tensor] = {}
     for key, tensor in state.tensors.items():
         if key.startswith(network.unused):
@@ -183,7 +127,10 @@ def usable(network: Network, state: RawState) -> RawState:
         for pattern, replacement in network.renames:
             key = re.sub(pattern, replacement, key)
         tensors[key] = tensor
-    return RawState(dict(network.adapt(tensors)), state.versions)
+    try:
+        return RawState(dict(network.adapt(tensors)), state.versions)
+    except Exception as error:  # noqa: BLE001 - arithmetic on tensors of any type and shape
+        raise ConfigError(f"--weights {source}: do not fit {network.name}: {_line(error)}") from None
 
 
 def num_classes(state: RawState, last_layer: str) -> int | None:

@@ -81,7 +81,7 @@ def _vit_settings(side: int, from_file: bool) -> Settings:
 def _vit_side(state: StateDict) -> int | None:
     """The input side for which position embeddings were made: one for each patch, and one for the class token."""
     positions, patches = state.get("encoder.pos_embedding"), state.get("conv_proj.weight")
-    if positions is None or patches is None or positions.ndim != 3:
+    if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4 or positions.shape[1] < 2:
         return None
     return isqrt(positions.shape[1] - 1) * patches.shape[-1]
 

@@ -58,6 +58,10 @@ class WeightsChoice:
         return redact(self.url) if self.url is not None else f"random:{self.seed}"
 
 
+class _OtherFileError(ConfigError):
+    """A file has not the SHA-256 that it must have."""
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """A file that was read.
@@ -151,7 +155,7 @@ def _checked_sha256(data: bytes, choice: WeightsChoice) -> str:
     """Before anything in the file is looked at."""
     sha256 = hashlib.sha256(data).hexdigest()
     if choice.sha256 not in ("", sha256):
-        raise ConfigError(
+        raise _OtherFileError(
             f"--weights {choice}: has the SHA-256 {sha256}, not {choice.sha256} as --weights-sha256 asks; "
             "get the right file, or change the option"
         )
@@ -268,11 +272,7 @@ def load_weights(
         return LoadedWeights(state, sha256, reads, network.settings(side, False))
     file = read_weights(network, choice, options)
     reads = reads_for(file.pretrained)
-    raw = state_dict.read_state_dict(file.data, str(choice))
-    try:
-        raw = state_dict.usable(network, raw)
-    except ValueError as error:
-        raise ConfigError(f"--weights {choice}: do not fit {network.name}: {error}") from None
+    raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)), str(choice))
     preset.check_side(network, reads, network.side_in(raw.tensors))
     settings = _settings_for(network, reads, raw)
     fitted = state_dict.fit(network, settings, raw, str(choice))
@@ -322,22 +322,33 @@ def payload(resolved: "ResolvedModel", options: StoreOptions) -> bytes:
         ConfigError: The weights have to be read again and cannot be, or are not the same any more.
     """
     if resolved.embedder is not None:
-        detector = replace(resolved, network=resolved.detector, embedder=None)
+        source = resolved.weights_source.removesuffix(f"+{resolved.embedder.weights_source}")
+        detector = replace(resolved, network=resolved.detector, weights_source=source, embedder=None)
         return join_payloads(payload(detector, options), payload(resolved.embedder, options))
     key = (resolved.network, resolved.weights_sha256, resolved.input.mean_volume, resolved.settings)
     if key not in _PAYLOADS:
         network = registry.network(resolved.network)
         choice = resolve_weights(network, resolved.weights_source)
-        if network.detects:
-            from featlib.extractors.resolve_regions import load_detector
-
-            loaded = load_detector(network, choice, options)
-        else:
-            loaded = load_weights(network, choice, lambda _: resolved.input, options)
-        if loaded.sha256 != resolved.weights_sha256 or resolved.input.mean_volume:
+        if choice.seed is None:
+            choice = replace(choice, sha256=resolved.weights_sha256)
+        try:
+            loaded = _read_again(network, choice, resolved, options)
+        except _OtherFileError:
+            loaded = None
+        if loaded is None or loaded.sha256 != resolved.weights_sha256 or resolved.input.mean_volume:
             raise ConfigError(f"--weights {choice}: the file changed while the job was starting; run it again")
         keep_payload(network, loaded)
     return _PAYLOADS[key]
+
+
+def _read_again(
+    network: Network, choice: WeightsChoice, resolved: "ResolvedModel", options: StoreOptions
+) -> LoadedWeights:
+    if network.detects:
+        from featlib.extractors.resolve_regions import load_detector
+
+        return load_detector(network, choice, options)
+    return load_weights(network, choice, lambda _: resolved.input, options)
 
 
 def join_payloads(first: bytes, second: bytes) -> bytes:

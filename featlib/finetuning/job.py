@@ -126,7 +126,7 @@ def _check_outputs(config: FinetuneConfig, model: ResolvedModel, classes: Sequen
 
 
 def _model_config(config: FinetuneConfig) -> ModelConfig:
-    names = ("weights", "preprocess", "frame_sampling", "clip_sampling")
+    names = ("weights", "weights_sha256", "preprocess", "frame_sampling", "clip_sampling")
     values = {name: getattr(config, name) for name in names}
     return validated(ModelConfig, {"network": config.backbone, "layer": "penultimate", **values})
 

@@ -55,11 +55,12 @@ def flow_network(name: str) -> Network:
     )
 
 
-def load_flow_weights(name: str, text: str, options: StoreOptions) -> FlowWeights:
+def load_flow_weights(name: str, text: str, options: StoreOptions, sha256: str | None = None) -> FlowWeights:
     """The weights that ``--flow-weights`` names, read or drawn and fitted to the source called ``name``.
 
     Args:
         text: ``default``, an enum name, a path or URL of a state dict, or ``random:SEED``.
+        sha256: What the file must have.
 
     Raises:
         ConfigError: The source has no weights, or they cannot be had or do not fit.
@@ -69,12 +70,12 @@ def load_flow_weights(name: str, text: str, options: StoreOptions) -> FlowWeight
         raise ConfigError(f"--flow-weights {text}: {name} has no weights; leave the option out or use raft_large")
     network = flow_network(name)
     with _named_as_typed():
-        choice = resolve_weights(network, text)
+        choice = resolve_weights(network, text, sha256)
         if choice.seed is not None:
             tensors = state_dict.random_state(network, choice.seed, ())
             return FlowWeights(safetensors.torch.save(tensors), state_dict.content_sha256(tensors), str(choice))
         file = read_weights(network, choice, options)
-        raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)))
+        raw = state_dict.usable(network, state_dict.read_state_dict(file.data, str(choice)), str(choice))
         tensors = state_dict.fit(network, (), raw, str(choice)).tensors
         strange = next((k for k, v in tensors.items() if not state_dict.is_finite(v)), None)
         if strange is not None:

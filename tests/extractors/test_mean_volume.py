@@ -79,13 +79,45 @@ def test_another_mean_is_another_fingerprint(tmp_path: Path) -> None:
         (VOLUME.astype(np.int32), "factorised3d", "is int32"),
         (np.full_like(VOLUME, np.nan), "factorised3d", "NaN"),
         (VOLUME, "resnet18", "is for networks of RGB clips"),
-        (np.array([{}], dtype=object), "factorised3d", "cannot be read"),
+        (np.array([{}], dtype=object), "factorised3d", r"is object \(1,\)"),
     ],
 )
 def test_refusals(volume: np.ndarray, network: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as refused:
         resolved(saved(tmp_path, volume), network)
     assert "\n" not in str(refused.value)
+
+
+def claiming(shape: str, descr: str = "'<f4'", version: int = 1) -> bytes:
+    """A ``.npy`` file of a hundred bytes that says it holds an array of ``shape``."""
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (claiming("(1000000000000,)"), r"is float32 \(1000000000000,\), but must be"),
+        (claiming("(3, 16, 128, 171)"), "claims 4202496 bytes of numbers and holds 0"),
+        (claiming("(3, 16, 128, 171)") + bytes(4202497), "claims 4202496 bytes of numbers and holds 4202497"),
+        (claiming("(0, 10**40)"), "cannot be read"),
+        (claiming(f"(0, {10**40})"), "but must be"),
+        (claiming("(" * 5000), "cannot be read"),
+        (claiming("-" * 9000 + "1"), "cannot be read"),
+        (claiming("(1,)", "'V" + "9" * 30 + "'"), "cannot be read"),
+        (claiming("(1,)", "[('a', '<f4')] * 9"), "cannot be read"),
+        (claiming("(1,)", version=9), "cannot be read"),
+        (b"\x93NUMPY", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_a_header_that_claims_what_is_not_there(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mean.npy"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=message) as refused:
+        resolved(str(path))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 600
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import sys
@@ -58,6 +59,17 @@ def before() -> dict[str, Tensor]:
 def result(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> FinetuneResult:
     """All layers trained, in steps that are too large to be any good."""
     return run(tmp_path_factory.mktemp("trained"), rows, epochs=2, learning_rate=0.1, flip=True)
+
+
+def test_a_file_of_weights_is_held_to_its_sha256(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"no weights at all")
+    pin = "ab" * 32
+    with pytest.raises(ConfigError, match=rf"has the SHA-256 [0-9a-f]{{64}}, not {pin} as --weights-sha256 asks"):
+        run(tmp_path / "a", rows, weights=str(path), weights_sha256=pin.upper())
+    safetensors.torch.save_file(before(), path)
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run(tmp_path / "b", rows, weights=str(path), weights_sha256=right).weights == str(path)
 
 
 def test_the_folder_and_its_numbers(result: FinetuneResult) -> None:

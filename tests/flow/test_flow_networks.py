@@ -262,6 +262,11 @@ def report_of(height: int) -> ItemReport:
         ({"network": "resnet18", "flow": "dis"}, "--flow resnet18=dis: resnet18 reads no optical flow"),
         ({"network": "two_stream_resnet18", "flow": "brox"}, "brox.*tvl1"),
         ({"network": "two_stream_resnet18", "flow": "dis", "flow_weights": "random:0"}, "dis is no network"),
+        ({"network": "resnet18", "flow_weights_sha256": "0" * 64}, "--flow-weights-sha256 resnet18=0.*no optical flow"),
+        (
+            {"network": "two_stream_resnet18", "flow": "dis", "flow_weights_sha256": "0" * 64},
+            "--flow-weights-sha256 0.*dis is no network",
+        ),
         ({"network": "two_stream_resnet18", "fusion": "sum"}, "'sum' must be concat, mean, or two weights like 1:1.5"),
         ({"network": "i3d_rgb", "fusion": "mean"}, "i3d_rgb has one stream"),
         ({"network": "two_stream_resnet18", "clip_sampling": "frames=5", "flow": "dis"}, "takes exactly 11"),

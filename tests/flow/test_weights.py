@@ -11,7 +11,9 @@ import safetensors.torch
 import torch
 from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights, raft_small
 
+from featlib.config import ModelConfig
 from featlib.errors import ConfigError
+from featlib.extractors.resolve import resolve
 from featlib.extractors.weights import cache_path
 from featlib.flow import weights
 from featlib.flow.build import open_estimator
@@ -151,6 +153,26 @@ def test_wrong_names(text: str, hint: str) -> None:
 @pytest.mark.parametrize("name", ["tvl1", "farneback", "dis"])
 def test_opencvs_sources_have_no_weights(name: str) -> None:
     assert f"{name} has no weights" in refused("default", name)
+
+
+def test_a_file_is_held_to_its_sha256(tmp_path: Path) -> None:
+    path = save(tmp_path / "raft.pth", STATE)
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    values = {"network": "i3d_flow", "weights": "random:0", "flow": "raft_small", "flow_weights": str(path)}
+    config = ModelConfig.model_validate({**values, "flow_weights_sha256": right.upper()})
+    flow = resolve(config, OPTIONS).input.flow
+    assert flow is not None
+    assert flow.method is not None
+    assert flow.method.weights_sha256 == right
+    path.write_bytes(b"no weights at all")
+    message = rf"--flow-weights .*has the SHA-256 [0-9a-f]{{64}}, not {right} as --flow-weights-sha256 asks"
+    with pytest.raises(ConfigError, match=message):
+        resolve(config, OPTIONS)
+    with pytest.raises(ConfigError, match=r"--flow-weights-sha256 .*random:0 is no file"):
+        load_flow_weights("raft_small", "random:0", OPTIONS, right)
+    for wrong in ("abc", f"{right}+{right}"):
+        with pytest.raises(ValueError, match="64 hex digits"):
+            ModelConfig.model_validate({**values, "flow_weights_sha256": wrong})
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
