@@ -12,7 +12,7 @@ import pytest
 
 from featlib.media.fields import SecondFields
 from tests.media.conftest import WHOLE, decode, want
-from tests.media.make import decoded, packets
+from tests.media.make import decoded, packets, without_pts
 
 WIDTH, HEIGHT = 32, 64
 IDR_EVERY = 10
@@ -111,6 +111,22 @@ def test_two_fields_are_one_frame(stream: Path) -> None:
     assert np.diff(starts) == pytest.approx(1 / 25, abs=1e-4)
     assert result.clips["m"][-1].end_s == pytest.approx(starts[-1] + 1 / 25, abs=1e-4)
     assert all(map(np.array_equal, result.frames[WHOLE.key], decoded(stream)))
+
+
+def test_fields_without_a_time_leave_the_frames_where_they_are(stream: Path, tmp_path: Path) -> None:
+    path = without_pts(stream, lambda i: i % 9 == 8, tmp_path / "few.ts")
+    assert any(pts is None for pts, *_ in packets(path)[::2])
+    expected, result = decode(stream), decode(path)
+    assert (result.status, result.clips) == ("ok", expected.clips)
+    assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
+
+
+def test_fields_of_a_spliced_time_line_are_counted_as_frames(tmp_path: Path) -> None:
+    path = write_fields(tmp_path / "twice.ts", 40, apart=True)
+    path.write_bytes(path.read_bytes() * 2)
+    result = decode(path)
+    assert (result.status, len(result.clips["m"])) == ("ok", 80)
+    assert np.diff([clip.start_s for clip in result.clips["m"]]) == pytest.approx(1 / 25, abs=1e-4)
 
 
 @pytest.mark.parametrize("sampling", ["every:8", "every:3", "uniform:4", "keyframes"])
