@@ -197,10 +197,11 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
 
 
 def _fields(video: OpenVideo) -> SecondFields | None:
-    """Where FFmpeg itself cuts the stream into packets; elsewhere a packet is what the container has: a whole frame."""
-    if video.codec != "h264" or video.format not in ("mpegts", "mpeg"):
+    """None where all pictures are frames: said once for the whole file, but in streams that may be put together."""
+    if video.codec != "h264":
         return None
-    return SecondFields(video.stream.codec_context.extradata)
+    fields = SecondFields(video.stream.codec_context.extradata)
+    return fields if fields.may_occur or video.format in ("mpegts", "mpeg") else None
 
 
 def _cut(video: OpenVideo, source: Source, packets: Packets) -> str | None:
