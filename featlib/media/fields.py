@@ -99,8 +99,9 @@ def _behind_lengths(data: bytes, length_bytes: int) -> Iterator[bytes]:
     at = 0
     while at + length_bytes < len(data):
         size, at = int.from_bytes(data[at : at + length_bytes], "big"), at + length_bytes
-        if size:
-            yield data[at : at + _looked_at(data[at], size)]
+        if not size:
+            return
+        yield data[at : at + _looked_at(data[at], size)]
         at += size
 
 

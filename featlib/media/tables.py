@@ -33,7 +33,7 @@ def table_index(video: OpenVideo, source: Source, first: "Packet[VideoStream]") 
     if not video.format.startswith("mov,") or video.codec not in _CODECS or source.size is None:
         return None
     if video.codec == "h264" and SecondFields(video.stream.codec_context.extradata).may_occur:
-        return None  # only its bytes tell whether a sample is a frame or a field
+        return None  # only a sample's bytes tell whether it is a frame or a field
     entries = video.stream.index_entries
     if not 0 < len(entries) <= MAX_SAMPLES:
         return None
