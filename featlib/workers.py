@@ -126,10 +126,7 @@ class DecodeWorker:
         self._wants = {want.label: want for want in wants}
         self._specs = {want.label: want.pixels.key for want in wants}
         self._limits = limits
-        # A read that waits for its store makes no progress: the store's own error must come before that is noticed,
-        # also where the last try ends by its own time-out.
-        patient = replace(store_options, deadline_s=min(store_options.deadline_s, limits.stall_s / 2))
-        self._process = DecodeProcess(limits, patient, decode)
+        self._process = DecodeProcess(limits, store_options, decode)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         row = block.to_pylist()[0]

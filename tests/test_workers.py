@@ -14,7 +14,7 @@ from PIL import Image
 
 from featlib import sealed as featlib_sealed
 from featlib.arrays import Extracted
-from featlib.config import ExtractConfig, ModelConfig
+from featlib.config import ModelConfig
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.weights import payload
 from featlib.layout import Keys
@@ -23,7 +23,7 @@ from featlib.sampling import ClipSampling, FrameSampling
 from featlib.sealed import seal_file, sealable, sealed
 from featlib.shards.staging import list_pieces, read_piece
 from featlib.spec import Decoded, MediaFacts, MediaItem, PixelSpec, Segment, Want
-from featlib.storage import Store, StoreOptions, s3
+from featlib.storage import Store, StoreOptions
 from featlib.unit import clips_of, features_of, frames_of, reports_of, with_features
 from featlib.work import Unit, UnitItem, unit_from_row, units_table
 from featlib.workers import (
@@ -88,19 +88,6 @@ def _here(want: Want, limits: Limits = Limits()) -> DecodeWorker:  # noqa: B008 
 def model() -> ResolvedModel:
     config = ModelConfig(network="squeezenet1_1", label="cnn", weights="random:0", frame_sampling="every:10")
     return resolve(config, OPTIONS)
-
-
-def test_reads_of_media_are_tried_for_45_s_or_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """README says so of jobs as they are by default; before the decoding process is taken for stuck, the store's own
-    error must come."""
-    asked: list[StoreOptions] = []
-    monkeypatch.setattr("featlib.media.DecodeProcess", lambda limits, options, decode: asked.append(options))
-    limits = Limits(stall_s=ExtractConfig.model_fields["decode_stall_s"].default)
-    DecodeWorker((FRAMES,), limits, OPTIONS)
-    DecodeWorker((FRAMES,), limits, StoreOptions(deadline_s=5.0))
-    DecodeWorker((FRAMES,), Limits(stall_s=30.0), OPTIONS)
-    assert [options.deadline_s for options in asked] == [45.0, 5.0, 15.0]
-    assert limits.stall_s > 45 + s3._CONNECT_TIMEOUT_S + s3._READ_TIMEOUT_S
 
 
 def test_decoding_feeds_both_models_and_reports_the_bad(decode: DecodeWorker, folder: Path) -> None:

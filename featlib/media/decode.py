@@ -107,7 +107,7 @@ def _decode(job: _Job, store_options: StoreOptions) -> Decoded:
         job.progress()
         job.facts = MediaFacts(size=source.size, etag=source.etag)
         refuse_heif(source)
-        return _decode_image(job, source) if is_image(source) else _decode_video(job, source)
+        return _decode_image(job, source) if is_image(source, job.progress) else _decode_video(job, source)
     finally:
         file.close()
 

@@ -1,53 +1,66 @@
 """H.264 pictures that come in two packets, a field each (PAFF): which packet holds the second one.
 
-Transport streams of cameras and broadcasts have such pictures. The parameter sets and slice headers say so: ITU-T
-H.264 sections 7.3.2.1.1, 7.3.2.2 and 7.3.3.
+Transport streams of cameras and broadcasts have such pictures, and so have the files that they are copied into. The
+parameter sets and slice headers say so: ITU-T H.264 sections 7.3.2.1.1, 7.3.2.2 and 7.3.3.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _START = b"\x00\x00\x01"
 _SLICES, _SPS, _PPS = (1, 2, 5), 7, 8  # table 7-1, nal_unit_type
-_SLICE_HEAD_BYTES = 40
+_SETS = (_SPS, _PPS)
+_SLICE_HEAD_BYTES = 41  # with that of the NAL unit
+_RECORD_HEAD_BYTES = 6
 _WITH_CHROMA_FORMAT = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 _MOST_ZEROS = 32
 
 
 class SecondFields:
-    """Tells second fields in the packets of one stream (Annex B), which must come one after the other.
+    """Tells second fields in the packets of one stream, which must come one after the other.
 
     Args:
-        extradata: Of the stream; parameter sets may come with the packets, too.
+        extradata: Of the stream: an AVCDecoderConfigurationRecord, after which NAL units stand behind their lengths, or
+            Annex B. Parameter sets may come with the packets, too.
     """
 
     def __init__(self, extradata: bytes | None) -> None:
         self._sequences: dict[int, _Sequence] = {}
         self._sequence_of: dict[int, int] = {}  # by picture parameter set
         self._first: tuple[int, int] | None = None
-        self._field(bytes(extradata or b""))
+        data = bytes(extradata or b"")
+        self._length_bytes = (data[4] & 3) + 1 if len(data) >= _RECORD_HEAD_BYTES and data[0] == 1 else 0
+        self._field(_sets_of_record(data) if self._length_bytes else _annex_b(data))
+
+    @property
+    def may_occur(self) -> bool:
+        """Whether the parameter sets that came so far allow fields; without any, nobody knows."""
+        return not self._sequences or any(sequence.has_fields for sequence in self._sequences.values())
 
     def is_second(self, packet: bytes) -> bool:
         """Whether a packet completes the picture that the one before it began."""
-        field, first = self._field(packet), self._first
+        units = _behind_lengths(packet, self._length_bytes) if self._length_bytes else _annex_b(packet)
+        field, first = self._field(units), self._first
         is_second = field is not None and first is not None and field == (first[0], 1 - first[1])
         self._first = None if is_second else field
         return is_second
 
-    def _field(self, data: bytes) -> tuple[int, int] | None:
-        """Frame number and parity of the field that begins here; None where a whole frame does, or nothing sound."""
-        at = data.find(_START) + len(_START)
-        while len(_START) <= at < len(data):
-            kind = data[at] & 31
-            try:
+    def _field(self, units: Iterator[bytes]) -> tuple[int, int] | None:
+        """Frame number and parity of the field that is here; None for a whole frame, both fields, or nothing sound."""
+        found: tuple[int, int] | None = None
+        try:
+            for unit in units:
+                kind = unit[0] & 31
                 if kind in _SLICES:
-                    return self._of_slice(_Bits(data[at + 1 : at + 1 + _SLICE_HEAD_BYTES]))
-                if kind in (_SPS, _PPS):
-                    stop = data.find(_START, at)
-                    self._learn(kind, _Bits(data[at + 1 : stop if stop > 0 else len(data)]))
-            except (ValueError, KeyError):
-                return None
-            at = data.find(_START, at) + len(_START)
-        return None
+                    field = self._of_slice(_Bits(unit[1:]))
+                    if field is None or (found is not None and field != found):
+                        return None
+                    found = field
+                elif kind in _SETS:
+                    self._learn(kind, _Bits(unit[1:]))
+        except (ValueError, KeyError):
+            return found
+        return found
 
     def _learn(self, kind: int, bits: "_Bits") -> None:
         if kind == _SPS:
@@ -67,6 +80,42 @@ class SecondFields:
             bits.read(2)
         frame_num = bits.read(sequence.frame_num_bits)
         return (frame_num, bits.read(1)) if bits.read(1) else None
+
+
+def _sets_of_record(data: bytes) -> Iterator[bytes]:
+    """The parameter sets of an AVCDecoderConfigurationRecord: ISO/IEC 14496-15 section 5.3.3.1."""
+    at = _RECORD_HEAD_BYTES - 1
+    for mask in (31, 255):  # sequence parameter sets, then picture parameter sets
+        count, at = (data[at] & mask if at < len(data) else 0), at + 1
+        for _ in range(count):
+            size, at = int.from_bytes(data[at : at + 2], "big"), at + 2
+            if size and at < len(data):
+                yield data[at : at + size]
+            at += size
+
+
+def _behind_lengths(data: bytes, length_bytes: int) -> Iterator[bytes]:
+    """Of each NAL unit as much as is looked at."""
+    at = 0
+    while at + length_bytes < len(data):
+        size, at = int.from_bytes(data[at : at + length_bytes], "big"), at + length_bytes
+        if not size:
+            return
+        yield data[at : at + _looked_at(data[at], size)]
+        at += size
+
+
+def _annex_b(data: bytes) -> Iterator[bytes]:
+    """The same behind start codes."""
+    at = data.find(_START) + len(_START)
+    while len(_START) <= at < len(data):
+        stop = data.find(_START, at) if data[at] & 31 in _SETS else -1
+        yield data[at : at + _looked_at(data[at], (stop if stop > 0 else len(data)) - at)]
+        at = data.find(_START, at) + len(_START)
+
+
+def _looked_at(head: int, size: int) -> int:
+    return size if head & 31 in _SETS else min(size, _SLICE_HEAD_BYTES)
 
 
 @dataclass(frozen=True)

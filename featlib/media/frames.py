@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from featlib.errors import MediaError
 from featlib.media.bitstream import can_skip_unreferred
-from featlib.media.index import NO_PTS, PacketIndex
+from featlib.media.index import PacketIndex
 from featlib.media.open import AV_ERRORS, said
 from featlib.media.plan import Run
 from featlib.media.reading import VideoReader
-from featlib.media.times import Bools, Int64s
+from featlib.media.times import NO_PTS, Bools, Int64s
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -96,7 +96,8 @@ class _RunDecoder:
         self._floor_pts = NO_PTS  # frames shown before it refer to frames that were not decoded
         self._is_skipping = False
         self._num_counted = 0
-        self._next_ordinal = 0  # nearly always the frame that comes
+        self._is_filled = index.is_filled
+        self._next_ordinal = len(index.times) if starts_late else 0  # nearly always the frame that comes
 
     def frames(self, packets: "NumberedPackets") -> "Iterator[tuple[int, VideoFrame]]":
         if self._context.is_open:  # an earlier run may have drained it
@@ -184,13 +185,18 @@ class _RunDecoder:
         if self._index.is_counted:
             self._num_counted += 1
             return self._num_counted - 1 if self._num_counted <= len(pts) else None
-        if frame.pts is None or frame.pts < self._floor_pts:
-            return None
         ordinal = self._next_ordinal
+        if frame.pts is None:
+            is_next = ordinal < len(pts) and bool(self._is_filled[ordinal])
+            self._next_ordinal += is_next
+            return ordinal if is_next else None
+        if frame.pts < self._floor_pts:
+            return None
         if ordinal >= len(pts) or pts[ordinal] != frame.pts:
             ordinal = int(np.searchsorted(pts, frame.pts))
-        self._next_ordinal = ordinal + 1
-        return ordinal if ordinal < len(pts) and pts[ordinal] == frame.pts else None
+        is_known = ordinal < len(pts) and bool(pts[ordinal] == frame.pts)
+        self._next_ordinal = ordinal + is_known
+        return ordinal if is_known else None
 
     def _give_up(self, first: int, position: int, why: str) -> None:
         """Everything from packet ``first`` to the next keyframe behind ``position`` is lost."""
@@ -199,6 +205,7 @@ class _RunDecoder:
         if self._report.message is None:
             self._report.message = f"decoding broke off at {self._time_s(first):g} s ({why})"
         self._is_skipping = True
+        self._next_ordinal = len(self._index.times)
         self._context.flush_buffers()
 
     def _time_s(self, packet: int) -> float:
@@ -206,4 +213,6 @@ class _RunDecoder:
         if self._index.is_counted:
             ordinal = min(self._num_counted, len(times) - 1)
             return float(int(times.pts[ordinal]) * times.time_base)
-        return float(int(self._index.packets.pts[packet]) * times.time_base)
+        packet_of = self._index.packet_of
+        ordinal = int(np.argmax(np.where(packet_of <= packet, packet_of, -1)))  # a packet may have no time of its own
+        return float(int(times.pts[ordinal]) * times.time_base)

@@ -1,6 +1,5 @@
 """Still images: told by their first bytes, opened with Pillow, upright RGB out."""
 
-import io
 import struct
 import warnings
 from collections.abc import Callable
@@ -36,15 +35,15 @@ _UPRIGHT_BY = {
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
-def is_image(source: Source) -> bool:
-    """Whether the content is a still image; an animated GIF is a video.
+def is_image(source: Source, progress: Callable[[], None] = lambda: None) -> bool:
+    """Whether the content is a still image; an animated GIF is a video, and is read whole to tell.
 
     Raises:
         MediaError: ``too_large``: of a GIF that Pillow does not open for its size.
     """
     head = source.head(HEAD_BYTES)
     if head[:6] in (b"GIF87a", b"GIF89a"):
-        return not _is_animated(source)
+        return not _is_animated(source, progress)
     return (
         head[:3] == b"\xff\xd8\xff"
         or head[:8] == b"\x89PNG\r\n\x1a\n"
@@ -120,9 +119,9 @@ def _upper_bits(grey: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     return (values >> 8).astype(np.uint8)
 
 
-def _is_animated(source: Source) -> bool:
+def _is_animated(source: Source, progress: Callable[[], None]) -> bool:
     source.file.seek(0)
-    data = io.BytesIO(source.file.read(MAX_FILE_BYTES))
+    data = read_whole(source.file, MAX_FILE_BYTES, progress)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its size, which is looked at later

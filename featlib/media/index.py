@@ -13,9 +13,10 @@ from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
 from featlib.media.envelope import missing_bytes
 from featlib.media.fields import SecondFields
+from featlib.media.gaps import filled
 from featlib.media.open import AV_ERRORS, OpenVideo, said
 from featlib.media.source import Source
-from featlib.media.times import Bools, FrameTimes, Int64s
+from featlib.media.times import NO_PTS, Bools, FrameTimes, Int64s
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _MOST_REORDERED = 64  # H.264 and HEVC reorder at most 16 frames; anything wilder is a broken or spliced time line
-NO_PTS = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class PacketIndex:
     Args:
         times: The frames in presentation order.
         packets: In decode order.
-        packet_of: (num_frames,) position in ``packets`` of each frame; approximate when ``is_counted``.
+        packet_of: (num_frames,) position in ``packets`` of each frame; approximate when ``is_counted`` and near
+            packets without pts.
         is_counted: The decoder's frames are told apart by counting them, since their pts cannot be trusted; then
             decoding always begins at the first packet.
         cut: Why the file is known to be incomplete; None when nothing is missing.
@@ -89,6 +90,12 @@ class PacketIndex:
     is_counted: bool
     cut: str | None
     is_from_tables: bool = False
+
+    @property
+    def is_filled(self) -> Bools:
+        """(num_frames,) whether the frame's packet has no pts: then it is told by the frame before it."""
+        missing: Bools = self.packets.pts[self.packet_of] == NO_PTS
+        return missing
 
     def key_after(self, packet: int) -> int:
         """Position of the first keyframe packet behind ``packet``; the packet count when there is none."""
@@ -124,9 +131,7 @@ def read_index(
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
     cut = _cut(video, source, packets)
     if is_timed_by_decoding(video) and _has_b_frames(video, packets):
-        if video.format == "avi":
-            return _counted(packets, video.stream.time_base or Fraction(1, 25), Fraction(0), cut)
-        return _counted_at_rate(video, packets, packets.dts, cut)
+        return _timed_by_decoding(video, packets, cut)
     return timed(video, packets, cut)
 
 
@@ -192,10 +197,11 @@ def _read_packets(video: OpenVideo, demuxed: "Iterable[Packet[VideoStream]]", pr
 
 
 def _fields(video: OpenVideo) -> SecondFields | None:
-    """Where FFmpeg itself cuts the stream into packets; elsewhere a packet is what the container has: a whole frame."""
-    if video.codec != "h264" or video.format not in ("mpegts", "mpeg"):
+    """None where all pictures are frames: said once for the whole file, but in streams that may be put together."""
+    if video.codec != "h264":
         return None
-    return SecondFields(video.stream.codec_context.extradata)
+    fields = SecondFields(video.stream.codec_context.extradata)
+    return fields if fields.may_occur or video.format in ("mpegts", "mpeg") else None
 
 
 def _cut(video: OpenVideo, source: Source, packets: Packets) -> str | None:
@@ -212,25 +218,56 @@ def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:
 
 
 def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
-    """Frames told apart by pts; falls back to counting where these are missing, repeated or wild."""
-    time_base = video.stream.time_base or Fraction(1, 25)
-    shown = np.flatnonzero(packets.num_frames > 0)
-    shown = _without_leading(packets, shown)
-    order = shown[np.argsort(packets.pts[shown], kind="stable")]
-    pts = packets.pts[order]
-    moved = np.abs(np.argsort(np.argsort(packets.pts[shown], kind="stable")) - np.arange(len(shown)))
-    if pts[0] == NO_PTS or (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
+    """Frames told apart by pts; falls back to counting where these are repeated, wild, or fewer than two are known."""
+    shown = _without_leading(packets, np.flatnonzero(packets.num_frames > 0))
+    known = packets.pts[shown]
+    ticks = filled(known) if (known == NO_PTS).any() else known
+    if ticks is None:
         return _counted_at_rate(video, packets, packets.pts, cut)
-    times = FrameTimes(pts, _end_pts(video, pts, int(packets.duration[order[-1]])), packets.is_key[order], time_base)
+    place = np.argsort(ticks, kind="stable")
+    moved = np.abs(np.argsort(place) - np.arange(len(shown)))
+    order, pts = shown[place], ticks[place]
+    if (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
+        return _counted_at_rate(video, packets, packets.pts, cut)
+    end_pts = _end_pts(video, packets, pts, int(packets.duration[order[-1]]))
+    times = FrameTimes(pts, end_pts, packets.is_key[order], _time_base(video))
     return PacketIndex(times, packets, order, False, cut)
+
+
+def _time_base(video: OpenVideo) -> Fraction:
+    return video.stream.time_base or Fraction(1, 25)
+
+
+def _timed_by_decoding(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
+    """Frame i is shown when the i-th packet is decoded; at the rate where packets hold other than one frame each."""
+    shown = packets.num_frames > 0
+    is_one_each = (shown if packets.is_second is None else shown | packets.is_second).all()
+    ticks = np.sort(packets.dts[shown])
+    if is_one_each and packets.num_frames.max() == 1 and ticks[0] != NO_PTS and (np.diff(ticks) > 0).all():
+        last = int(np.argmax(np.where(shown, packets.dts, NO_PTS)))
+        end_pts = _end_pts(video, packets, ticks, int(packets.duration[last]))
+        return _counted(packets, ticks, end_pts, _time_base(video), cut)
+    if video.format == "avi":
+        return _counted_evenly(packets, _time_base(video), Fraction(0), cut)
+    return _counted_at_rate(video, packets, packets.dts, cut)
 
 
 def _counted_at_rate(video: OpenVideo, packets: Packets, ticks: Int64s, cut: str | None) -> PacketIndex:
     """From the first of ``ticks`` on that is known."""
-    rate = video.stream.average_rate or video.stream.guessed_rate or Fraction(25)
     known = ticks[ticks != NO_PTS]
-    start_s = (int(known[0]) if len(known) else 0) * (video.stream.time_base or Fraction(1, 25))
-    return _counted(packets, 1 / rate, start_s, cut)
+    start_s = (int(known[0]) if len(known) else 0) * _time_base(video)
+    return _counted_evenly(packets, _frame_s(video, packets), start_s, cut)
+
+
+def _frame_s(video: OpenVideo, packets: Packets) -> Fraction:
+    """By the stream's rate; of fields in packets of their own that is the rate of fields, so their pts say it."""
+    if packets.is_second is not None:
+        second = np.flatnonzero(packets.is_second)
+        both = packets.pts[[second - 1, second]]
+        apart = np.abs(np.diff(both[:, (both != NO_PTS).all(axis=0)], axis=0))
+        if apart.any():
+            return 2 * Fraction(float(np.median(apart))) * _time_base(video)
+    return 1 / (video.stream.average_rate or video.stream.guessed_rate or Fraction(25))
 
 
 def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
@@ -243,27 +280,31 @@ def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
     return kept
 
 
-def _end_pts(video: OpenVideo, pts: Int64s, duration: int) -> int:
+def _end_pts(video: OpenVideo, packets: Packets, pts: Int64s, duration: int) -> int:
     if duration <= 0 and len(pts) > 1:
         duration = int(np.median(np.diff(pts)))
     if duration <= 0:
-        rate = video.stream.average_rate or Fraction(25)
-        duration = max(round(1 / (rate * (video.stream.time_base or Fraction(1, 25)))), 1)
+        duration = max(round(_frame_s(video, packets) / _time_base(video)), 1)
     return int(pts[-1]) + duration
 
 
-def _counted(packets: Packets, frame_s: Fraction, start_s: Fraction, cut: str | None) -> PacketIndex:
-    """Frame i is shown at start + i * frame_s, in the order in which the decoder gives them out."""
+def _counted_evenly(packets: Packets, frame_s: Fraction, start_s: Fraction, cut: str | None) -> PacketIndex:
+    """Frame i is shown at start + i * frame_s."""
+    tick_s = Fraction(1, math.lcm(start_s.denominator, frame_s.denominator))
+    first, step = int(start_s / tick_s), int(frame_s / tick_s)
+    pts = first + step * np.arange(int(packets.num_frames.sum()) + 1, dtype=np.int64)
+    return _counted(packets, pts[:-1], int(pts[-1]), tick_s, cut)
+
+
+def _counted(packets: Packets, pts: Int64s, end_pts: int, time_base: Fraction, cut: str | None) -> PacketIndex:
+    """Frame i is shown at ``pts[i]``, in the order in which the decoder gives them out."""
     packet_of = np.repeat(np.arange(len(packets.num_frames)), packets.num_frames)
     is_key = packets.is_key[packet_of]
     if packets.vop_types:
         is_key = np.array([kind == "I" for kind in packets.vop_types])
         position = np.array(display_order(packets.vop_types))
         is_key, packet_of = _placed(is_key, position), _placed(packet_of, position)
-    tick_s = Fraction(1, math.lcm(start_s.denominator, frame_s.denominator))
-    first, step = int(start_s / tick_s), int(frame_s / tick_s)
-    pts = first + step * np.arange(len(packet_of), dtype=np.int64)
-    times = FrameTimes(pts, first + step * len(pts), is_key, tick_s)
+    times = FrameTimes(pts, end_pts, is_key, time_base)
     return PacketIndex(times, packets, packet_of, True, cut)
 
 

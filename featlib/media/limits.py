@@ -18,7 +18,7 @@ class Limits:
     unit_bytes: int = 48 << 20
     max_pixels: int = 8192 * 8192
     memory_bytes: int = 2048 << 20
-    stall_s: float = 60.0
+    stall_s: float = 90.0
     deadline_s: float = 1800.0
 
     def __post_init__(self) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 
 from featlib.errors import MediaError
 from featlib.media.bitstream import STEPPED_OVER
-from featlib.media.index import NO_PTS, PacketIndex
+from featlib.media.index import PacketIndex
 from featlib.media.sampling import Picks, TimeRange, frame_span, pick
-from featlib.media.times import Int64s
+from featlib.media.times import NO_PTS, Int64s
 from featlib.spec import MediaItem, PixelSpec, Segment, Want
 
 
@@ -143,13 +143,14 @@ def _seam(index: PacketIndex, picked: Picked, k: int, n: int) -> int:
 def _can_step_over(index: PacketIndex) -> bool:
     """Whether frames that nobody wants may stay undecoded.
 
-    Not where frames are told apart by counting, and not where the container shows damage or a cut: the outcome of such
-    a file must not depend on the sampling. Damage that shows in the decoder alone is met, and the segment then read
-    whole, where a wanted frame's group of pictures holds it; in the others nobody looks.
+    Not where frames are told apart by counting or by the frame before them, and not where the container shows damage
+    or a cut: the outcome of such a file must not depend on the sampling. Damage that shows in the decoder alone is met,
+    and the segment then read whole, where a wanted frame's group of pictures holds it; in the others nobody looks.
     """
     packets = index.packets
     is_sound = index.cut is None and packets.failure is None and not packets.is_damaged.any()
-    return is_sound and not index.is_counted and packets.codec in STEPPED_OVER
+    is_told_alone = not index.is_counted and not index.is_filled.any()
+    return is_sound and is_told_alone and packets.codec in STEPPED_OVER
 
 
 def _runs(index: PacketIndex, wanted: Int64s) -> tuple[Run, ...]:

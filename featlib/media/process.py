@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,7 +47,7 @@ class DecodeProcess:
 
     Args:
         limits: Of each item; memory is counted from what the child takes at its start.
-        store_options: Where media are read from.
+        store_options: Where media are read from; no read is tried for longer than half of ``limits.stall_s``.
         decode: ``module:function`` with the signature of ``featlib.media.decode.decode_item``.
     """
 
@@ -54,7 +55,10 @@ class DecodeProcess:
         self, limits: Limits, store_options: StoreOptions, decode: str = "featlib.media.decode:decode_item"
     ) -> None:
         self._limits = limits
-        self._store_options = store_options
+        # A read that waits for its store makes no progress: the store's own error must come before that is noticed,
+        # also where the last try ends by its own time-out.
+        deadline_s = min(store_options.deadline_s, limits.stall_s / 2)
+        self._store_options = replace(store_options, deadline_s=deadline_s)
         self._decode = decode
         self._nursery: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from featlib.media.index import NO_PTS, PacketIndex
+from featlib.media.index import PacketIndex
 from featlib.media.open import AV_ERRORS, OpenVideo, open_video
 from featlib.media.source import Source
 from featlib.media.tables import is_packet, table_index
+from featlib.media.times import NO_PTS
 
 if TYPE_CHECKING:
     from av.packet import Packet

@@ -6,6 +6,7 @@ import numpy as np
 
 from featlib.media.boxes import MAX_SAMPLES, SampleTable, sample_table
 from featlib.media.envelope import missing_bytes
+from featlib.media.fields import SecondFields
 from featlib.media.index import PacketIndex, Packets, timed
 from featlib.media.open import OpenVideo
 from featlib.media.source import Source
@@ -31,6 +32,8 @@ def table_index(video: OpenVideo, source: Source, first: "Packet[VideoStream]") 
     """
     if not video.format.startswith("mov,") or video.codec not in _CODECS or source.size is None:
         return None
+    if video.codec == "h264" and SecondFields(video.stream.codec_context.extradata).may_occur:
+        return None  # only a sample's bytes tell whether it is a frame or a field
     entries = video.stream.index_entries
     if not 0 < len(entries) <= MAX_SAMPLES:
         return None

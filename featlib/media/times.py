@@ -9,6 +9,7 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+NO_PTS = np.iinfo(np.int64).min  # in place of a tick that nobody knows
 _EXACT_FLOAT = 1 << 53
 
 

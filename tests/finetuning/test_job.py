@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featlib.config import ModelConfig, validated
+from featlib.config import ExtractConfig, ModelConfig, validated
 from featlib.errors import ConfigError, FeatlibError, StoppedError
 from featlib.extractors.metadata import WeightsMetadata
 from featlib.extractors.resolve import resolve
 from featlib.extractors.weights import payload
 from featlib.finetuning import FinetuneResult, finetune, job
+from featlib.media import DecodeProcess, Limits
 from featlib.progress import SilentReporter
 from featlib.storage import StoreOptions
 from featlib.train_config import FinetuneConfig
@@ -210,6 +211,23 @@ def test_bad_media_are_left_out_and_listed(tmp_path: Path, rows: list[dict[str, 
     assert sum(result.media.values()) == len(rows)
     assert [m["class"] for m in result.to_dict()["left_out"]] == ["unknown_format"]
     assert f"{bad}: unknown_format: " in result.text()
+
+
+def test_media_are_read_with_the_patience_of_extract(
+    tmp_path: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits longer takes a store that is away for damage of the medium."""
+    given: list[tuple[Limits, StoreOptions]] = []
+
+    def start(limits: Limits, options: StoreOptions) -> DecodeProcess:
+        given.append((limits, options))
+        return DecodeProcess(limits, options)
+
+    monkeypatch.setattr(job, "DecodeProcess", start)
+    run(tmp_path, rows, unfreeze="last:1")
+    ((limits, options),) = given
+    assert limits.stall_s == ExtractConfig.model_fields["decode_stall_s"].default
+    assert options.deadline_s == StoreOptions().deadline_s
 
 
 def test_parts_of_one_file_are_one_video(tmp_path: Path) -> None:

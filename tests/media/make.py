@@ -84,8 +84,12 @@ def with_matrix(path: Path, matrix: tuple[int, int, int, int], to: Path) -> Path
     return to
 
 
-def as_avi_in_matroska(avi: Path, to: Path) -> Path:
-    """The packets of an AVI in a Matroska track as tools take it over: BITMAPINFOHEADER, times in decode order."""
+def as_avi_in_matroska(avi: Path, to: Path, shown: Sequence[int] | None = None) -> Path:
+    """The packets of an AVI in a Matroska track as tools take it over: BITMAPINFOHEADER, times in decode order.
+
+    Args:
+        shown: When each packet is decoded, counted in frames.
+    """
     with av.open(str(avi)) as container:
         stream = container.streams.video[0]
         width, height, rate = stream.width, stream.height, stream.average_rate or Fraction(20)
@@ -96,7 +100,8 @@ def as_avi_in_matroska(avi: Path, to: Path) -> Path:
     track += _ebml(0xE0, _ebml(0xB0, width.to_bytes(2, "big")) + _ebml(0xBA, height.to_bytes(2, "big")))
     blocks = b""
     for i, (data, is_key) in enumerate(found):
-        block = b"\x81" + struct.pack(">hB", round(1000 * i / rate), 0x80 * is_key) + data
+        time_ms = round(1000 * (i if shown is None else shown[i]) / rate)
+        block = b"\x81" + struct.pack(">hB", time_ms, 0x80 * is_key) + data
         blocks += _ebml(0xA3, block)
     info = _ebml(0x1549A966, _ebml(0x2AD7B1, (10**6).to_bytes(4, "big")))
     cluster = _ebml(0x1F43B675, _ebml(0xE7, b"\0") + blocks)
@@ -131,6 +136,22 @@ def packets(path: Path) -> list[tuple[int | None, int, bool, int]]:
     with av.open(str(path), **METADATA) as container:
         demuxed = container.demux(container.streams.video[0])
         return [(p.pts, p.size, p.is_keyframe, p.pos or 0) for p in demuxed if p.size]
+
+
+def without_pts(path: Path, is_chosen: Callable[[int], bool], to: Path) -> Path:
+    """A copy of a transport stream in which the i-th PES packet has no time, as MPEG-2 allows up to 0.7 s long."""
+    data, i = bytearray(path.read_bytes()), -1
+    for at in range(0, len(data), 188):
+        start = at + 4 + (1 + data[at + 4] if data[at + 3] & 0x20 else 0)
+        if not data[at + 1] & 0x40 or data[start : start + 3] != b"\0\0\1" or data[start + 3] >> 4 != 0xE:
+            continue
+        i += 1
+        if is_chosen(i):
+            data[start + 7] &= 0x3F  # ISO/IEC 13818-1 section 2.4.3.6: PTS_DTS_flags
+            size = data[start + 8]
+            data[start + 9 : start + 9 + size] = b"\xff" * size
+    to.write_bytes(data)
+    return to
 
 
 def damaged(path: Path, spans: Iterable[tuple[int, int]], to: Path, fill: int = 0) -> Path:

@@ -34,6 +34,8 @@ def decode(item: MediaItem, wants: tuple[Want, ...], segment: Segment, **keys: A
     if fault == "fill":  # comes near the limit, but not over it
         Path(argument).write_text(str(os.getpid()))
         bytearray(keys["limits"].memory_bytes * 31 // 32)
+    if fault == "deadline":
+        Path(argument).write_text(str(keys["store_options"].deadline_s))
     if fault == "pid":
         Path(argument).write_text(f"{os.getpid()} {os.getppid()}")
     return decode_item(item, wants, segment, **keys)

@@ -12,7 +12,7 @@ import pytest
 
 from featlib.media.fields import SecondFields
 from tests.media.conftest import WHOLE, decode, want
-from tests.media.make import decoded, packets
+from tests.media.make import decoded, packets, without_pts, write_video
 
 WIDTH, HEIGHT = 32, 64
 IDR_EVERY = 10
@@ -92,9 +92,22 @@ def write_fields(path: Path, frames: int, *, apart: bool) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["apart", "together"])
+def copied(path: Path, to: Path) -> Path:
+    """The packets as they are in another container, as ``ffmpeg -c copy`` does it."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return to
+
+
+@pytest.fixture(scope="module", params=["apart", "together", "mkv", "mp4", "mov", "flv", "avi"])
 def stream(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_fields(tmp_path_factory.mktemp("fields") / "a.ts", 40, apart=request.param)
+    folder = tmp_path_factory.mktemp("fields")
+    path = write_fields(folder / "a.ts", 40, apart=request.param != "together")
+    return path if request.param in ("apart", "together") else copied(path, folder / f"a.{request.param}")
 
 
 def test_the_stream_is_one_of_fields(stream: Path) -> None:
@@ -111,6 +124,24 @@ def test_two_fields_are_one_frame(stream: Path) -> None:
     assert np.diff(starts) == pytest.approx(1 / 25, abs=1e-4)
     assert result.clips["m"][-1].end_s == pytest.approx(starts[-1] + 1 / 25, abs=1e-4)
     assert all(map(np.array_equal, result.frames[WHOLE.key], decoded(stream)))
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "together"])
+def test_fields_without_a_time_leave_the_frames_where_they_are(tmp_path: Path, apart: bool) -> None:
+    stream = write_fields(tmp_path / "a.ts", 40, apart=apart)
+    path = without_pts(stream, lambda i: i % 9 == 8, tmp_path / "few.ts")
+    assert any(pts is None for pts, *_ in packets(path)[::2])
+    expected, result = decode(stream), decode(path)
+    assert (result.status, result.clips) == ("ok", expected.clips)
+    assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
+
+
+def test_fields_of_a_spliced_time_line_are_counted_as_frames(tmp_path: Path) -> None:
+    path = write_fields(tmp_path / "twice.ts", 40, apart=True)
+    path.write_bytes(path.read_bytes() * 2)
+    result = decode(path)
+    assert (result.status, len(result.clips["m"])) == ("ok", 80)
+    assert np.diff([clip.start_s for clip in result.clips["m"]]) == pytest.approx(1 / 25, abs=1e-4)
 
 
 @pytest.mark.parametrize("sampling", ["every:8", "every:3", "uniform:4", "keyframes"])
@@ -148,6 +179,97 @@ def test_which_packet_completes_a_picture() -> None:
     late = SecondFields(None)
     assert not late.is_second(parameter_sets() + field(0, 0, 90))
     assert late.is_second(field(0, 1, 90))
+
+
+def _behind_lengths(data: bytes, length_bytes: int) -> bytes:
+    """The same NAL units without start codes."""
+    return b"".join(len(unit).to_bytes(length_bytes, "big") + unit for unit in data.split(b"\0\0\0\1")[1:])
+
+
+def _record(length_bytes: int) -> bytes:
+    """ISO/IEC 14496-15 section 5.3.3.1."""
+    sequence, picture = parameter_sets().split(b"\0\0\0\1")[1:]
+    head = b"\1" + sequence[1:4] + bytes([0xFC | length_bytes - 1])
+    sets = [_behind_lengths(b"\0\0\0\1" + unit, 2) for unit in (sequence, picture)]
+    return head + b"\xe1" + sets[0] + b"\1" + sets[1]
+
+
+@pytest.mark.parametrize("length_bytes", [2, 4])
+def test_units_may_stand_behind_their_lengths(length_bytes: int) -> None:
+    fields = SecondFields(_record(length_bytes))
+    assert fields.may_occur
+    delimiter = b"\0\0\0\1\x09\xf0"
+    order = [(0, 0), (0, 1), (1, 1), (1, 0), (2, 0), (3, 0), (3, 1), (4, 0), (4, 0), (4, 1)]
+    samples = [_behind_lengths(delimiter + field(i, parity, 90), length_bytes) for i, parity in order]
+    found = [fields.is_second(sample) for sample in samples]
+    assert found == [False, True, False, True, False, False, True, False, False, True]
+    assert not fields.is_second(_behind_lengths(field(5, 0, 90), length_bytes))
+    assert not fields.is_second(samples[0][:length_bytes]), "a length with nothing behind it"
+
+
+@pytest.mark.parametrize("size", range(1, 30))
+def test_a_record_that_is_cut_says_nothing(size: int) -> None:
+    fields = SecondFields(_record(4)[:size])
+    assert fields.may_occur
+    assert not fields.is_second(_behind_lengths(field(0, 0, 90), 4))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi"])
+def test_a_packet_with_both_fields_is_a_frame(tmp_path: Path, kind: str) -> None:
+    """As cameras write MP4."""
+    path = tmp_path / f"a.{kind}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.extradata = parameter_sets()
+        for i in range(40):
+            data = parameter_sets() * (i % IDR_EVERY == 0) + field(i, 0, 30 + 4 * i) + field(i, 1, 31 + 4 * i)
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), i, i
+            packet.is_keyframe = i % IDR_EVERY == 0
+            container.mux(packet)
+    plain = decoded(path)
+    result, few = decode(path), decode(path, want("every:8"))
+    assert (result.status, few.status, len(plain)) == ("ok", "ok", 40)
+    assert np.diff([c.start_s for c in result.clips["m"]]) == pytest.approx(1 / 25)
+    assert np.array_equal(result.frames[WHOLE.key], plain)
+    assert np.array_equal(few.frames[WHOLE.key], plain[::8])
+
+
+def test_both_fields_in_one_packet_begin_nothing() -> None:
+    """Frames that no other refers to have one number, and the next may begin with its other field."""
+    fields = SecondFields(parameter_sets())
+    assert not fields.is_second(field(1, 0, 90) + field(1, 1, 90))
+    assert not fields.is_second(field(1, 1, 90) + field(1, 0, 90))
+    assert not fields.is_second(field(1, 0, 90))
+    assert fields.is_second(field(1, 1, 90))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "ts", "flv"])
+def test_frames_of_an_interlaced_sequence_are_frames(tmp_path: Path, kind: str) -> None:
+    """MBAFF: fields are allowed, and are chosen a pair of macroblocks at a time."""
+    options = {"x264-params": "interlaced=1:scenecut=0:open-gop=0"}
+    path = write_video(tmp_path / f"a.{kind}", b_frames=2, options=options)
+    with av.open(str(path)) as container:
+        assert SecondFields(container.streams.video[0].codec_context.extradata).may_occur
+    plain, result, few = decoded(path), decode(path), decode(path, want("every:7"))
+    assert (result.status, few.status, len(plain)) == ("ok", "ok", 40)
+    assert np.diff([c.start_s for c in result.clips["m"]]) == pytest.approx(1 / 20, abs=0.002)
+    assert np.array_equal(result.frames[WHOLE.key], plain)
+    assert np.array_equal(few.frames[WHOLE.key], plain[::7])
+
+
+@pytest.mark.parametrize("kind", ["plain", "open_gop", "b_frames"])
+def test_in_a_sequence_of_frames_nobody_looks_for_fields(
+    videos: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bytes] = []
+    monkeypatch.setattr(SecondFields, "is_second", lambda self, packet: asked.append(packet) or False)
+    path = tmp_path / videos[kind].name
+    path.write_bytes(videos[kind].read_bytes())
+    assert decode(path, want("keyframes")).status == "ok"
+    assert decode(path, want("every:7")).status == "ok"
+    assert not asked
 
 
 def test_streams_of_frames_have_none(videos: dict[str, Path]) -> None:

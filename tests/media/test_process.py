@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featlib.config import ExtractConfig
 from featlib.errors import StoppedError
 from featlib.media.limits import Limits
 from featlib.media.process import DecodeProcess
 from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
-from featlib.storage import StoreOptions
+from featlib.storage import StoreOptions, s3
 from tests.e2e.clips import write_clip
 from tests.media.conftest import WHOLE, clips, decode, want
 
@@ -49,6 +50,31 @@ def test_the_result_is_that_of_decoding_here(stubbed: DecodeProcess, videos: dic
         _assert_sound(_ask(stubbed, videos[kind]), videos[kind])
     segment = _ask(stubbed, videos["plain"], k=1, n=2)
     assert (segment.segment, len(segment.clips["m"])) == (Segment(1, 2), 20)
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "tried_s"),
+    [
+        (Limits(), StoreOptions(), 45.0),
+        (Limits(), StoreOptions(deadline_s=5.0), 5.0),
+        (Limits(stall_s=30.0), StoreOptions(), 15.0),
+    ],
+    ids=["default", "as asked", "before the stall"],
+)
+def test_a_store_that_is_away_is_given_up_before_decoding_is_taken_for_stuck(
+    tmp_path: Path, limits: Limits, options: StoreOptions, tried_s: float
+) -> None:
+    """README names the 45 s."""
+    said = tmp_path / "said"
+    with DecodeProcess(limits, options, decode=STUB) as process:
+        _ask(process, tmp_path / "none.mp4", f"deadline:{said}")
+    assert float(said.read_text()) == tried_s
+
+
+def test_half_a_stall_leaves_time_for_the_last_try() -> None:
+    stall_s = Limits().stall_s
+    assert stall_s == ExtractConfig.model_fields["decode_stall_s"].default
+    assert stall_s / 2 > s3._CONNECT_TIMEOUT_S + s3._READ_TIMEOUT_S
 
 
 def test_earlier_results_stay_valid_while_others_are_decoded(stubbed: DecodeProcess, videos: dict[str, Path]) -> None:

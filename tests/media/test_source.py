@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featlib.errors import MediaError, TransientError
 from featlib.media import decode as decode_module
-from featlib.media import index, reading, source
+from featlib.media import decode_item, index, reading, source
 from featlib.media.bitstream import Vops, coded_vops, display_order, vp8_is_shown
 from featlib.media.envelope import missing_bytes
+from featlib.media.limits import Limits
 from featlib.media.source import Source, load
+from featlib.spec import MediaItem, Segment
+from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, decode, want
 
 
@@ -110,6 +114,33 @@ def test_a_small_object_is_taken_in_steps_that_count_as_progress() -> None:
     held = load(StubFile(bytes(20 << 20)), lambda: steps.append(1))
     assert held.size == 20 << 20
     assert len(steps) == 3
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_large_gif_is_read_in_steps_that_count_as_progress(serve: Callable[[StubFile], None]) -> None:
+    """It is read whole twice: to see whether it is a video, and for its picture."""
+    read_bytes: list[int] = [0]
+
+    class Counted(StubFile):
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            read_bytes[-1] += len(data)
+            return data
+
+    picture = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(picture, format="GIF")
+    serve(Counted(picture.getvalue() + bytes(20 << 20)))
+    result = decode_item(
+        MediaItem("id", "s3://b/k"),
+        (want("all"),),
+        Segment(0, 1),
+        store_options=StoreOptions(),
+        limits=Limits(),
+        progress=lambda: read_bytes.append(0),
+    )
+    assert result.status == "ok", result.error_message
+    assert sum(read_bytes) > 40 << 20
+    assert max(read_bytes) <= 9 << 20
 
 
 @pytest.mark.parametrize("size_limit", [source.SLURP_BYTES, 64], ids=["in memory", "in place"])

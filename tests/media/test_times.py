@@ -66,6 +66,37 @@ def test_matroska_with_a_track_of_avi_is_timed_like_an_avi(videos: dict[str, Pat
     assert all(map(np.array_equal, result.frames[WHOLE.key], decode(videos["avi_b"]).frames[WHOLE.key]))
 
 
+def _with_a_gap(frames: int = 40, behind: int = 12, steps: int = 20) -> list[int]:
+    return [i + steps * (i >= behind) for i in range(frames)]
+
+
+def test_matroska_with_a_track_of_avi_keeps_its_gaps(videos: dict[str, Path], tmp_path: Path) -> None:
+    path = as_avi_in_matroska(videos["avi_b"], tmp_path / "gap.mkv", _with_a_gap())
+    result = decode(path)
+    assert [clip.start_s for clip in result.clips["m"]] == pytest.approx([i / 20 for i in _with_a_gap()])
+    assert result.clips["m"][-1].end_s == pytest.approx(3.0)
+    assert np.array_equal(result.frames[WHOLE.key], decode(videos["avi_b"]).frames[WHOLE.key])
+
+
+def test_matroska_with_a_track_of_avi_whose_times_are_alike_is_counted(videos: dict[str, Path], tmp_path: Path) -> None:
+    path = as_avi_in_matroska(videos["avi_b"], tmp_path / "alike.mkv", [i // 2 * 2 for i in range(40)])
+    starts = _starts(path)
+    assert len(starts) == 40
+    assert np.diff(starts) == pytest.approx(1 / 20, abs=0.001)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_frames_that_an_avi_left_out_take_their_time(tmp_path: Path, codec: str) -> None:
+    """Empty chunks stand for them, which count in the order of decoding."""
+    path = write_video(tmp_path / "gap.avi", codec=codec, b_frames=2, pts=_with_a_gap())
+    starts = _starts(path)
+    assert len(starts) == 40
+    steps = np.diff(starts)
+    assert np.delete(steps, np.argmax(steps)) == pytest.approx(1 / 20)
+    assert 11 <= np.argmax(steps) <= 14
+    assert steps.max() == pytest.approx(1.05)
+
+
 def test_keyframes_of_an_avi_with_b_frames_stand_where_they_are_shown(videos: dict[str, Path]) -> None:
     rows = decode(videos["avi_b"], want("keyframes")).clips["m"]
     steps = [round(clip.start_s * 20) for clip in rows]
