@@ -172,7 +172,8 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class Segment:
-    """Part ``k`` of ``n`` of an item, by source frame; a clip belongs to the segment of its first frame.
+    """Part ``k`` of ``n`` of an item, by source frame; a clip belongs to the segment of its first frame, and where one
+    frame is the first of very many clips these are divided, too.
 
     ``n == 0`` means that nobody has looked at the item yet: the decoder decides n from the memory budget and
     gives segment 0.

@@ -110,6 +110,7 @@ class UnitBuilder:
     clips: dict[str, list[PlacedClips]] = field(default_factory=dict)
     reports: list[ItemReport] = field(default_factory=list)
     nbytes: int = 0
+    num_clips: int = 0
 
     def add(self, report: ItemReport, decoded: Decoded) -> None:
         """Takes an item's report, frames and clips."""
@@ -123,6 +124,7 @@ class UnitBuilder:
         for label, clips in decoded.clips.items():
             offset = first.get(self.specs[label], 0)
             self.clips.setdefault(label, []).append(PlacedClips(item, offset, clips))
+            self.num_clips += len(clips)
 
     def row(self, later: Sequence[Mapping[str, Any]], stats: Mapping[str, float]) -> pa.Table:
         """The block of one row.

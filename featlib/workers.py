@@ -137,7 +137,7 @@ class DecodeWorker:
         later: list[Unit] = []
         started = time.perf_counter()
         for place, item in enumerate(unit.items):
-            if builder.nbytes >= self._limits.unit_bytes:
+            if builder.nbytes >= self._limits.unit_bytes or builder.num_clips >= self._limits.unit_clips:
                 starts = range(place, len(unit.items), place)  # so many filled this unit: so many will fill the next
                 later.extend(replace(unit, items=unit.items[start : start + place]) for start in starts)
                 break

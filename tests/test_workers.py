@@ -141,6 +141,15 @@ def test_what_comes_later_fills_units_as_this_one_was_filled(folder: Path) -> No
     assert [[i.media_id for i in u.items] for u in later] == [["p", "b"], ["bad"]]
 
 
+def test_items_beyond_the_budget_of_clips_come_later(folder: Path) -> None:
+    """``a`` keeps 4 frames and ``b`` 2."""
+    worker = _here(FRAMES, Limits(unit_clips=6))
+    row = worker(_row(folder, "a.mp4", "b.mp4", "p.png", labels=("cnn",)))
+    later = [unit_from_row(u) for u in json.loads(row["later"][0].as_py())]
+    assert [r.media_id for r in reports_of(row)] == ["a", "b"]
+    assert [[i.media_id for i in u.items] for u in later] == [["p"]]
+
+
 def test_a_long_item_is_cut_into_segments_that_come_later(folder: Path) -> None:
     worker = _here(FRAMES, Limits(unit_bytes=2 * 32 * 32 * 3))
     first = worker(_row(folder, "a.mp4", labels=("cnn",), attempt=3))

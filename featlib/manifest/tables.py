@@ -3,17 +3,33 @@
 import io
 import json
 from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any, cast
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from featlib.errors import MediaError
+from featlib.errors import ConfigError, MediaError
 from featlib.manifest.rows import KNOWN, RawRows, Source, as_json, check_columns, check_not_reserved
 from featlib.storage import RangeFile, StoreOptions, open_media
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+Int64s = npt.NDArray[np.int64]
+
 BATCH_ROWS = 16_384
+MOST_VALUE_BYTES = 64 << 10  # of one cell; in a compressed table a few bytes may stand for any number of long ones
 _CSV_BLOCK_BYTES = 4 << 20  # also the longest row that is read
+_MOST_LINE_CHARACTERS = 4 << 20  # of JSON Lines
+_BATCH_BYTES = 8 << 20  # in the values of the rows that are handled at once
+_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+_ELEMENT_BYTES = 8  # of a number, and beside each value in a list
+_MOST_UTF8 = 4  # bytes of a character
+_MOST_NESTED = 1 << 25  # values of a column of lists in one row group of Parquet
 
 
 def read_table(source: Source, ending: str, options: StoreOptions) -> Iterator[RawRows]:
@@ -37,9 +53,44 @@ def read_table(source: Source, ending: str, options: StoreOptions) -> Iterator[R
 def _read_parquet(file: RangeFile, source: Source) -> Iterator[RawRows]:
     from pyarrow.parquet import ParquetFile
 
-    table = ParquetFile(file)
+    footer = ParquetFile(file).metadata
+    leaves = [footer.schema.column(i) for i in range(len(footer.schema))]
+    # As a dictionary a text that is there a million times takes its length once, until it is known to be short.
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL"]
+    table = ParquetFile(file, metadata=footer, read_dictionary=texts)
     check_columns(table.schema_arrow.names, source)
-    yield from _tabular(table.iter_batches(batch_size=BATCH_ROWS), source)
+    groups = range(table.num_row_groups)
+    # Arrow does not put nested values of several row groups together.
+    at_once = [[i] for i in groups] if any("." in leaf.path for leaf in leaves) else [list(groups)]
+    batch_rows = _batch_rows(table, source)
+    batches = (table.iter_batches(batch_size=batch_rows, row_groups=chosen) for chosen in at_once)
+    yield from _tabular(chain.from_iterable(batches), source)
+
+
+def _batch_rows(table: "ParquetFile", source: Source) -> int:
+    """How many rows to read at once, so that those with lists or values of fixed length fit into memory.
+
+    Raises:
+        ConfigError: Cells are too long for certain.
+    """
+    most = BATCH_ROWS
+    groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+    for place in range(len(table.schema)):
+        leaf = table.schema.column(place)
+        column, width = leaf.path.partition(".")[0], max(leaf.length, _ELEMENT_BYTES)
+        for group in groups:
+            num_values = group.column(place).num_values
+            cell_bytes = num_values * width // max(group.num_rows, 1)
+            if leaf.max_repetition_level and num_values > _MOST_NESTED:
+                raise source.error(
+                    f"column {column!r} holds {num_values} values in a row group; the limit is {_MOST_NESTED}"
+                )
+            if cell_bytes > MOST_VALUE_BYTES:
+                raise source.error(
+                    f"column {column!r} holds {cell_bytes} bytes a row; a value may have {MOST_VALUE_BYTES}"
+                )
+            most = max(min(most, _BATCH_BYTES // max(cell_bytes, 1)), 1)
+    return most
 
 
 def _read_csv(file: RangeFile, source: Source) -> Iterator[RawRows]:
@@ -77,43 +128,108 @@ def _at(file: RangeFile, start: int, stop: int) -> bytes:
 def _tabular(batches: Any, source: Source) -> Iterator[RawRows]:
     row = 1
     for whole in batches:
-        for start in range(0, whole.num_rows, BATCH_ROWS):
-            batch = whole.slice(start, BATCH_ROWS)
+        for batch in _in_parts(whole, row, source):
             yield _raw_of(batch, range(row, row + batch.num_rows), source)
             row += batch.num_rows
 
 
+def _in_parts(batch: pa.RecordBatch, first_row: int, source: Source) -> Iterator[pa.RecordBatch]:
+    """The rows in parts of at most ``BATCH_ROWS`` rows, and of about ``_BATCH_BYTES`` once each value stands alone."""
+    row_bytes = np.zeros(batch.num_rows, np.int64)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        cell_bytes = _cell_bytes(column)
+        too_long = np.flatnonzero(cell_bytes > MOST_VALUE_BYTES)
+        if len(too_long):
+            raise _too_long(first_row + int(too_long[0]), name, int(cell_bytes[too_long[0]]), source)
+        row_bytes += cell_bytes
+    part = np.cumsum(row_bytes) // _BATCH_BYTES
+    bounds = np.unique([0, *(1 + np.flatnonzero(np.diff(part))), *range(0, batch.num_rows, BATCH_ROWS), batch.num_rows])
+    for start, stop in pairwise(bounds.tolist()):
+        yield batch.slice(start, stop - start)
+
+
+def _too_long(row: int, column: str, length: int, source: Source) -> ConfigError:
+    return source.error(f"row {row}: {column} is {length} bytes long; a value may have {MOST_VALUE_BYTES}")
+
+
+def _cell_bytes(column: pa.Array) -> Int64s:
+    """(len(column),) about how many bytes each cell holds, all that is nested in it together."""
+    kind, found = column.type, np.full(len(column), _ELEMENT_BYTES)
+    if isinstance(column, pa.ExtensionArray):
+        found = _cell_bytes(column.storage)
+    elif pa.types.is_dictionary(kind):
+        lengths = np.append(_cell_bytes(column.dictionary), 0)
+        found = lengths[column.indices.fill_null(len(lengths) - 1).to_numpy(zero_copy_only=False)]
+    elif pa.types.is_struct(kind):
+        found = sum(map(_cell_bytes, column.flatten()), np.zeros(len(column), np.int64))
+    elif pa.types.is_nested(kind):  # lists of all kinds, and maps
+        lists = column.cast(pa.large_list(kind.value_type)) if not hasattr(column, "offsets") else column
+        ends = np.append(0, np.cumsum(_cell_bytes(lists.values) + _ELEMENT_BYTES))
+        starts = lists.offsets.to_numpy()
+        found = (
+            np.diff(ends[starts]) if len(starts) > len(column) else ends[starts + lists.sizes.to_numpy()] - ends[starts]
+        )
+    elif pa.types.is_fixed_size_binary(kind):
+        found = np.full(len(column), kind.byte_width)
+    elif kind in _VIEWS:
+        found = _cell_bytes(column.cast(_VIEWS[kind]))
+    elif kind in _TEXTS:
+        found = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+def _values(column: pa.Array) -> list[Any]:
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    values: list[Any] = plain.to_pylist()
+    return values
+
+
 def _raw_of(batch: pa.RecordBatch, rows: range, source: Source) -> RawRows:
     names = batch.schema.names
-    cells = {name: batch.column(name).to_pylist() for name in KNOWN if name in names}
+    cells = {name: _values(batch.column(name)) for name in KNOWN if name in names}
     if source.uri_column in names:
-        cells["uri"] = batch.column(source.uri_column).to_pylist()
+        cells["uri"] = _values(batch.column(source.uri_column))
     rest = sorted(name for name in names if name not in KNOWN and name != source.uri_column)
     if not rest:
         return RawRows(rows, cells)
-    columns = [batch.column(name).to_pylist() for name in rest]
+    columns = [_values(batch.column(name)) for name in rest]
     return RawRows(rows, cells, [as_json(dict(zip(rest, row, strict=True))) for row in zip(*columns, strict=True)])
 
 
-def _lines(file: RangeFile) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers."""
-    text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, _borrowed(file)), 1 << 20), "utf-8-sig", newline="\n")
-    for number, line in enumerate(text, start=1):
+def _lines(file: RangeFile, most: int, source: Source) -> Iterator[list[tuple[int, str]]]:
+    """Lines that are not blank, with their numbers; at most ``BATCH_ROWS`` and about ``_BATCH_BYTES`` at a time."""
+    batch: list[tuple[int, str]] = []
+    length = 0
+    for number, line in enumerate(_bounded_lines(file, most, source), start=1):
         stripped = line.strip(" \t\r\n")
         if stripped:
-            yield number, stripped
+            batch.append((number, stripped))
+            length += len(stripped)
+        if len(batch) == BATCH_ROWS or length >= _BATCH_BYTES:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _bounded_lines(file: RangeFile, most: int, source: Source) -> Iterator[str]:
+    text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, _borrowed(file)), 1 << 20), "utf-8-sig", newline="\n")
+    number = 0
+    while line := text.readline(most + 1):
+        number += 1
+        if len(line) > most:
+            raise source.error(f"row {number}: the line is longer than {most} characters; write one row a line")
+        yield line
 
 
 def _read_uris(file: RangeFile, source: Source) -> Iterator[RawRows]:
-    lines = _lines(file)
-    while batch := list(islice(lines, BATCH_ROWS)):
+    for batch in _lines(file, MOST_VALUE_BYTES, source):
         yield RawRows([number for number, _ in batch], {"uri": [uri for _, uri in batch]})
 
 
 def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
-    lines = _lines(file)
     checked: set[str] = set()
-    while batch := list(islice(lines, BATCH_ROWS)):
+    for batch in _lines(file, _MOST_LINE_CHARACTERS, source):
         objects = [_json_object(line, row, source) for row, line in batch]
         if not checked:
             check_columns(list(objects[0]), source)
@@ -134,6 +250,12 @@ def _json_object(line: str, row: int, source: Source) -> dict[str, Any]:
         raise source.row_error(row, "line", line, f"is not JSON ({error}); write one object a line") from None
     if not isinstance(found, dict):
         raise source.row_error(row, "line", line, "is not a JSON object; write one object a line")
+    if len(line) > MOST_VALUE_BYTES // _MOST_UTF8:
+        for name, value in found.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            length = len(text.encode("utf-8", "surrogatepass"))
+            if length > MOST_VALUE_BYTES:
+                raise _too_long(row, name, length, source)
     return found
 
 

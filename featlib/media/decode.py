@@ -214,7 +214,7 @@ def _resolve(job: _Job, index: PacketIndex) -> tuple[Picked, Segment]:
     for key, spec in pixel_specs(job.wants).items():
         out_height, out_width = output_size(spec, height, width)
         frame_bytes[key] = out_height * out_width * 3
-    n = num_segments(picked, job.wants, frame_bytes, job.limits.unit_bytes)
+    n = num_segments(index, picked, job.wants, frame_bytes, job.limits)
     job.segment = Segment(0, n, by if n > 1 else "")
     return picked, job.segment
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import av
+from av.codec.codec import UnknownCodecError
 from av.stream import Discard, Disposition
 
 from featlib.errors import MediaError
@@ -27,6 +28,8 @@ CODECS = frozenset(
     }
 )
 # fmt: on
+# Sound that only a decoder can describe: without it FFmpeg reads on, in a transport stream for megabytes.
+PROBED_SOUND = frozenset({"aac", "aac_latm", "eac3", "mp2", "mp3"})
 _BUFFER_BYTES = 256 << 10
 _TIMEOUT_S = 300.0  # of FFmpeg's own waiting; the store has its deadline, the process its stall limit
 _ALIGNED = 2  # FFmpeg counts rows and columns that it adds for alignment; the exact check is check_pixels
@@ -34,6 +37,21 @@ _ALIGNED = 2  # FFmpeg counts rows and columns that it adds for alignment; the e
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Whatever av raises on damaged files besides av.FFmpegError (which is not an OSError or ValueError in all cases).
 AV_ERRORS = (av.FFmpegError, UnicodeDecodeError, AttributeError, IndexError, AssertionError, ValueError, OSError)
+
+
+def _decoders() -> Iterator[str]:
+    """Every decoder of FFmpeg that may be opened, by its own name (``libdav1d``), by which FFmpeg compares."""
+    for name in sorted(av.codecs_available):
+        try:
+            decoder = av.Codec(name, "r")
+        except UnknownCodecError:
+            continue  # an encoder
+        if decoder.canonical_name in CODECS | PROBED_SOUND:
+            yield decoder.name
+
+
+# While a container is opened, FFmpeg tries its streams on its own, before their codecs can be looked at.
+DECODERS = ",".join(_decoders())
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,11 @@ def _container(reader: SourceReader, max_pixels: int) -> "Iterator[InputContaine
             reader,
             mode="r",
             options={"max_pixels": str(_ALIGNED * max_pixels)},
-            container_options={"protocol_whitelist": "none", "format_whitelist": FORMATS},
+            container_options={
+                "protocol_whitelist": "none",
+                "format_whitelist": FORMATS,
+                "codec_whitelist": DECODERS,
+            },
             buffer_size=_BUFFER_BYTES,
             timeout=(_TIMEOUT_S, _TIMEOUT_S),
             **_METADATA,

@@ -1,15 +1,20 @@
 """What to read of a video so that every model gets its frames and each frame is decoded once a segment."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from featlib.errors import MediaError
 from featlib.media.bitstream import STEPPED_OVER
 from featlib.media.index import PacketIndex
+from featlib.media.limits import Limits
 from featlib.media.sampling import Picks, TimeRange, frame_span, pick
-from featlib.media.times import NO_PTS, Int64s
+from featlib.media.times import NO_PTS, FrameTimes, Int64s
 from featlib.spec import MediaItem, PixelSpec, Segment, Want
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ReadPlan:
     Args:
         segment: With ``n`` decided.
         low: First frame of the segment.
-        high: Frame behind its last.
+        high: Frame behind its last. A frame that is shown for long may make clips in segments before its own, too.
         clips: By model label; a label without frames in the range is missing.
         frames: By pixel spec key, the frame ordinals needed, ascending.
         wanted: All ordinals needed, ascending.
@@ -71,10 +76,17 @@ class ReadPlan:
 
 @dataclass(frozen=True)
 class Picked:
-    """Sampling of all models over the whole item, before it is cut into segments."""
+    """Sampling of all models over the whole item, before it is cut into segments.
+
+    Args:
+        low: First frame that any sampling can touch.
+        high: Frame behind the last one.
+        shares: (high - low + 1,) how much of the item lies before each frame, from 0 to 1.
+    """
 
     low: int
     high: int
+    shares: Floats
     picks: dict[str, Picks]
     empty: dict[str, MediaError]
 
@@ -95,28 +107,60 @@ def pick_all(index: PacketIndex, item: MediaItem, wants: tuple[Want, ...]) -> Pi
             empty[want.label] = error
     if empty and not picks:
         raise next(iter(empty.values()))
-    return Picked(*frame_span(index.times, time_range), picks, empty)
+    low, high = frame_span(index.times, time_range)
+    return Picked(low, high, _shares(index.times, low, high, time_range), picks, empty)
 
 
-def num_segments(picked: Picked, wants: tuple[Want, ...], frame_bytes: dict[str, int], unit_bytes: int) -> int:
-    """How many segments keep the pixels of each below ``unit_bytes`` on average.
+def _shares(times: FrameTimes, low: int, high: int, time_range: TimeRange) -> Floats:
+    """Half of an item are its frames and half is its time, so that no segment gets much more than its share of either.
+
+    What is picked frame by frame and what is picked by time are so divided alike, whatever a model wants.
+    """
+    first = int(times.pts[low])
+    end = int(times.pts[high]) if high < len(times) else times.end_pts
+    if time_range.start_s is not None:
+        first = max(first, times.tick_at(time_range.start_s))
+    if time_range.end_s is not None:
+        end = min(end, times.tick_at(time_range.end_s))
+    ticks = np.append(times.pts[low:high].astype(np.float64), float(end))
+    in_time = (np.clip(ticks, first, end) - float(first)) / max(end - first, 1)
+    sums = np.arange(high - low + 1) / (high - low) + in_time
+    shares: Floats = sums / sums[-1]
+    return shares
+
+
+def num_segments(
+    index: PacketIndex, picked: Picked, wants: tuple[Want, ...], frame_bytes: dict[str, int], limits: Limits
+) -> int:
+    """How many segments keep the pixels of each below ``unit_bytes`` on average, and its clips within ``unit_clips``.
 
     Args:
         frame_bytes: By pixel spec key, bytes of one finished frame.
     """
     frames = _frames_by_key(wants, {label: LabelClips(p, "", 0, len(p)) for label, p in picked.picks.items()})
     total = sum(len(ordinals) * frame_bytes[key] for key, ordinals in frames.items())
-    return min(max(-(-total // unit_bytes), 1), max(picked.high - picked.low, 1))
+    num_clips = sum(map(len, picked.picks.values()))
+    n = max(min(-(-total // limits.unit_bytes), picked.high - picked.low), -(-num_clips // limits.unit_clips), 1)
+    while n < num_clips and _most_clips(index, picked, n) > limits.unit_clips:
+        n *= 2
+    return n
+
+
+def _most_clips(index: PacketIndex, picked: Picked, n: int) -> int:
+    """In one of ``n`` segments, of all models together."""
+    seams = [_seam(index, picked, k, n) for k in range(n + 1)]
+    return int(np.diff(sum(_clips_before(picks, seams) for picks in picked.picks.values())).max())
 
 
 def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segment: Segment) -> ReadPlan:
     """Cuts one segment out of the item and finds where to start decoding."""
-    low, high = (_seam(index, picked, k, segment.n) for k in (segment.k, segment.k + 1))
+    seams = [_seam(index, picked, k, segment.n) for k in (segment.k, segment.k + 1)]
+    low, high = (seam.frame for seam in seams)
     clips = {}
     for want in wants:
         if want.label in picked.picks:
             picks = picked.picks[want.label]
-            first, last = np.searchsorted(picks.first_ordinals(), [low, high])
+            first, last = _clips_before(picks, seams)
             clips[want.label] = LabelClips(picks, want.pixels.key, int(first), int(last))
     frames = _frames_by_key(wants, clips)
     wanted = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *frames.values()]))
@@ -126,18 +170,46 @@ def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segme
     return ReadPlan(segment, low, high, clips, frames, wanted, runs, whole, picked.empty)
 
 
-def _seam(index: PacketIndex, picked: Picked, k: int, n: int) -> int:
-    """The first frame of segment ``k``: a keyframe near the place that would make all equally long, if there is one.
+@dataclass(frozen=True)
+class _Seam:
+    """Where a segment begins.
 
-    Decoding can only begin at a keyframe, so a seam elsewhere makes frames be decoded twice.
+    Args:
+        frame: Its first frame.
+        part: Of the clips that begin with this frame, how many belong to segments before, from 0 to 1.
     """
-    low, span = picked.low, picked.high - picked.low
-    even = low + k * span // n
-    if k in (0, n) or index.is_counted:
-        return even
-    reach = span // (4 * n)  # less than half a segment: seams never meet, no segment is half as long again
-    keys = np.flatnonzero(index.times.is_keyframe[even - reach : even + reach + 1]) + even - reach
-    return int(keys[np.argmin(np.abs(keys - even))]) if len(keys) else even
+
+    frame: int
+    part: float
+
+
+def _seam(index: PacketIndex, picked: Picked, k: int, n: int) -> _Seam:
+    """Where segment ``k`` begins: a keyframe near the place that would give all the same share, if there is one.
+
+    Decoding can only begin at a keyframe, so a seam elsewhere makes frames be decoded twice. It must not depend on what
+    models want: segments that were staged for some of them are joined with what is done later.
+    """
+    if k in (0, n):
+        return _Seam(picked.high if k else picked.low, 0.0)
+    shares, place = picked.shares, k / n
+    if not index.is_counted:
+        reach = 1 / (4 * n)  # less than half a segment: seams never meet, no segment is half as long again
+        start, stop = np.searchsorted(shares[:-1], [place - reach, place + reach])
+        keys = start + np.flatnonzero(index.times.is_keyframe[picked.low + start : picked.low + stop])
+        if len(keys):
+            return _Seam(picked.low + int(keys[np.argmin(np.abs(shares[keys] - place))]), 0.0)
+    frame = int(np.searchsorted(shares, place, "right")) - 1
+    part = (place - shares[frame]) / (shares[frame + 1] - shares[frame])
+    return _Seam(picked.low + frame, float(part))
+
+
+def _clips_before(picks: Picks, seams: Sequence[_Seam]) -> Int64s:
+    """(num_seams,) how many clips of a model belong to segments before each seam."""
+    first, frames = picks.first_ordinals(), [seam.frame for seam in seams]
+    before = np.searchsorted(first, frames)
+    with_frame = np.searchsorted(first, frames, "right") - before
+    clips: Int64s = before + (with_frame * np.array([seam.part for seam in seams])).astype(np.int64)
+    return clips
 
 
 def _can_step_over(index: PacketIndex) -> bool:

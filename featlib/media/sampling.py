@@ -11,7 +11,9 @@ from featlib.errors import MediaError
 from featlib.media.times import FrameTimes, Int64s
 from featlib.sampling import ClipSampling, FrameSampling, Sampling
 
-MAX_PICKS = 20_000_000
+MAX_PICKS = 6_000_000  # by time; a day at 60 a second is 5,184,000
+_MAX_REPEATS = 1000  # times that each frame is picked, on average over the frames that are picked at all
+_FREE_CLIPS = 100_000  # of one item, however often they repeat its frames; a day at 1 a second is 86,400
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,28 @@ def pick(times: FrameTimes, sampling: Sampling, media_id: str, time_range: TimeR
 
     Raises:
         MediaError: ``empty_range`` when the range holds no frame, ``too_large`` when there are more than
-            ``MAX_PICKS`` frames to pick by time.
+            ``MAX_PICKS`` frames to pick by time, or very many clips of very few frames.
     """
     if isinstance(sampling, ClipSampling):
         ordinals = _clip_frames(times, sampling.fps, time_range)
-        return Picks(ordinals, clip_starts(len(ordinals), sampling), sampling.frames, sampling.stride)
-    ordinals = _frames(times, sampling, media_id, time_range)
-    return Picks(ordinals, np.arange(len(ordinals)))
+        picks = Picks(ordinals, clip_starts(len(ordinals), sampling), sampling.frames, sampling.stride)
+    else:
+        ordinals = _frames(times, sampling, media_id, time_range)
+        picks = Picks(ordinals, np.arange(len(ordinals)))
+    _check_repeats(picks)
+    return picks
+
+
+def _check_repeats(picks: Picks) -> None:
+    """A file of a few frames that are said to be shown for weeks must not become millions of clips."""
+    distinct = 1 + int(np.count_nonzero(np.diff(picks.ordinals)))
+    repeats = len(picks.ordinals) // distinct
+    if len(picks) > _FREE_CLIPS and repeats > _MAX_REPEATS:
+        raise MediaError(
+            "too_large",
+            f"{len(picks)} clips of {distinct} frames, each taken {repeats} times; an item of more than {_FREE_CLIPS} "
+            f"clips may take a frame {_MAX_REPEATS} times on average, use a lower rate or a shorter range",
+        )
 
 
 def frame_span(times: FrameTimes, time_range: TimeRange) -> tuple[int, int]:

@@ -58,8 +58,11 @@ class FrameTimes:
 
     def shown_at(self, time_s: Fraction) -> int:
         """Ordinal of the frame on the screen at ``time_s``; -1 before the first."""
-        tick = _clamp((time_s / self.time_base).__floor__())
-        return int(np.searchsorted(self.pts, tick, side="right")) - 1
+        return int(np.searchsorted(self.pts, self.tick_at(time_s), side="right")) - 1
+
+    def tick_at(self, time_s: Fraction) -> int:
+        """The last tick that is not behind ``time_s``, within 64 bits."""
+        return _clamp((time_s / self.time_base).__floor__())
 
     def shown_every(self, start_s: Fraction, step_s: Fraction, count: int) -> Int64s:
         """Ordinals of the frames shown at ``start_s + i * step_s`` for i below ``count``, exactly."""

@@ -1,6 +1,8 @@
 """Every fault of a manifest ends in one line: manifest, row, value, rule, way out."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from featlib.errors import ConfigError
 from featlib.manifest import BATCH_ROWS, RESERVED, read_manifest
 from featlib.manifest.ids import DuplicateSearch, is_media_id
+from featlib.manifest.tables import MOST_VALUE_BYTES
 
 
 def refusal(path: Path | str, **options: Any) -> str:
@@ -210,3 +213,97 @@ def test_an_id_is_always_a_safe_file_name(text: str) -> None:
         assert not set(text) & set('/\\\0:*?"<>| ')
         assert text not in (".", "..")
         assert len(text.encode()) <= 128
+
+
+MEGABYTE = "x" * 1_000_000
+
+
+@contextmanager
+def in_memory(most_bytes: int) -> Iterator[None]:
+    """What is done within may make this process larger by so much at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; see proc(5)
+    before = _status_kb("VmRSS")
+    yield
+    assert (_status_kb("VmHWM") - before) * 1024 < most_bytes
+
+
+def _status_kb(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+LONG_VALUES = {
+    "text": pa.array([MEGABYTE]),
+    "large text": pa.array([MEGABYTE], pa.large_string()),
+    "bytes": pa.array([MEGABYTE.encode()]),
+    "struct": pa.array([{"a": MEGABYTE}]),
+    "list": pa.array([[MEGABYTE]]),
+    "map": pa.array([[("a", MEGABYTE)]], pa.map_(pa.string(), pa.string())),
+    "fixed length": pa.array([MEGABYTE.encode()], pa.binary(len(MEGABYTE))),
+    "numbers": pa.array([[7] * 125_000]),
+}
+
+
+@pytest.mark.parametrize("kind", LONG_VALUES)
+def test_one_long_value_of_all_rows_is_refused_before_each_row_has_it(kind: str, tmp_path: Path) -> None:
+    """A file of a few kilobytes, whose rows would take 200 MB, and their Python objects four times that."""
+    path = tmp_path / "m.parquet"
+    column = pa.chunked_array([LONG_VALUES[kind]] * 200)
+    pq.write_table(pa.table({"uri": [f"{i}.mp4" for i in range(200)], "x": column}), path, compression="zstd")
+    assert path.stat().st_size < 8000
+    with in_memory(100 << 20):
+        text = refusal(path)
+    assert f"a value may have {MOST_VALUE_BYTES}" in text
+    assert "x is 10000" in text or "column 'x' holds 10000" in text
+
+
+@pytest.mark.parametrize("name", ["uri", "x", "split"])
+def test_many_values_just_within_the_limit_are_handled_a_few_at_a_time(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    values = {"uri": [f"{i}.mp4" for i in range(2000)]} | {name: pa.array(["y" * MOST_VALUE_BYTES] * 2000)}
+    pq.write_table(pa.table(values | {"start_s": list(range(2000))}), path)
+    assert path.stat().st_size < 200_000
+    with in_memory(150 << 20):
+        num_rows = [batch.num_rows for batch in read_manifest([str(path)])]
+    assert sum(num_rows) == 2000
+    assert max(num_rows) < 200
+
+
+def test_a_value_that_is_too_long_is_named_wherever_it_stands(tmp_path: Path) -> None:
+    short, long = "y" * MOST_VALUE_BYTES, "y" * (MOST_VALUE_BYTES + 1)
+    rule = f"is {len(long)} bytes long; a value may have {MOST_VALUE_BYTES}"
+    table = f"uri,x\na,{short}\nb,{{}}\n"
+    assert f"row 2: x {rule}" in refusal(written(tmp_path, "m.csv", table.format(long)))
+    assert sum(b.num_rows for b in read_manifest([str(written(tmp_path, "m.csv", table.format(short)))])) == 2
+    lines = [json.dumps({"uri": name, "x": text}) for name, text in (("a", short), ("b", long))]
+    assert f"row 2: x {rule}" in refusal(written(tmp_path, "m.jsonl", "\n".join(lines)))
+    assert sum(b.num_rows for b in read_manifest([str(written(tmp_path, "m.jsonl", lines[0]))])) == 1
+    nested = json.dumps({"uri": "a", "x": {"y": [long]}})
+    assert "row 1: x is" in refusal(written(tmp_path, "m.jsonl", nested))
+    pq.write_table(pa.table({"uri": ["a", "b", long]}), tmp_path / "m.parquet", row_group_size=2)
+    assert f"row 3: uri {rule}" in refusal(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize(("name", "most"), [("m.txt", MOST_VALUE_BYTES), ("m.jsonl", 4 << 20)])
+def test_lines_without_an_end_are_not_read_to_it(name: str, most: int, tmp_path: Path) -> None:
+    path = written(tmp_path, name, '{"uri": "a"}\n' + " " * (64 << 20))
+    with in_memory(40 << 20):
+        assert f"row 2: the line is longer than {most} characters" in refusal(path)
+
+
+def test_long_lines_are_handled_a_few_at_a_time(tmp_path: Path) -> None:
+    lines = [json.dumps({"uri": f"{i}", **{f"x{k}": "y" * 60_000 for k in range(30)}}) for i in range(12)]
+    path = written(tmp_path, "m.jsonl", "\n".join(lines))
+    assert [batch.num_rows for batch in read_manifest([str(path)])] == [5, 5, 2]
+
+
+def test_lists_and_structs_keep_their_values_over_row_groups(tmp_path: Path) -> None:
+    columns = {
+        "tags": [["a", "b"], [], None, ["c"]],
+        "of": [{"who": "x", "n": 1}, None, {"who": None, "n": 2}, {"who": "y", "n": None}],
+        "kind": ["p", "q", "p", None],
+    }
+    rows = [{name: values[i] for name, values in columns.items()} for i in range(4)]
+    pq.write_table(pa.table({"uri": ["a", "b", "c", "d"], **columns}), tmp_path / "m.parquet", row_group_size=2)
+    found = [row for batch in read_manifest([str(tmp_path / "m.parquet")]) for row in batch["manifest"].to_pylist()]
+    assert [json.loads(row) for row in found] == rows

@@ -13,6 +13,8 @@ from PIL import Image
 
 from featlib.errors import MEDIA_ERROR_CLASSES
 from featlib.media.limits import Limits
+from featlib.media.open import CODECS, DECODERS, PROBED_SOUND, open_video
+from featlib.media.source import Source
 from featlib.spec import Decoded
 from tests.media.conftest import WHOLE, clips, decode, want
 from tests.media.make import damaged, decoded, packets, write_audio, write_video
@@ -209,14 +211,15 @@ def test_a_huge_picture_in_a_small_file_is_not_decoded_while_opening(tmp_path: P
     assert _peak_kb() - before < 100_000
 
 
-def test_a_huge_png_in_a_small_mov_is_not_decoded_while_opening(tmp_path: Path) -> None:
-    """Less than 1 MB that would be 144 MB of pixels; decoding them is only ever attempted in memory that is there."""
+@pytest.mark.parametrize("side", [12000, 8000])
+def test_a_huge_png_in_a_small_mov_is_not_decoded_while_opening(tmp_path: Path, side: int) -> None:
+    """Less than 1 MB that would be 432 MB of pixels; and 192 MB, with no more pixels than a frame may have."""
     still = io.BytesIO()
-    Image.new("L", (12000, 12000)).save(still, "PNG", compress_level=1)
+    Image.new("RGB", (side, side)).save(still, "PNG", compress_level=1)
     path = tmp_path / "a.mov"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("png", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 12000, 12000, "gray"
+        stream.width, stream.height, stream.pix_fmt = side, side, "rgb24"
         packet = av.Packet(still.getvalue())
         packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
         container.mux(packet)
@@ -239,9 +242,54 @@ def _all(data: bytes, part: bytes) -> list[int]:
     return found
 
 
-def test_a_codec_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
+def test_a_codec_that_is_not_on_the_list_is_refused_by_its_name(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mov", codec="png", frames=2, pixel_format="rgb24")
-    assert _outcome(decode(path)) == ("failed", "unsupported_codec")
+    result = decode(path)
+    assert _outcome(result) == ("failed", "unsupported_codec")
+    assert result.error_message == "codec 'png' is not opened; convert the file to H.264 first"
+
+
+def test_every_codec_on_the_list_has_a_decoder_that_ffmpeg_may_open_itself() -> None:
+    found = {av.Codec(name, "r").canonical_name for name in DECODERS.split(",")}
+    assert found == CODECS | PROBED_SOUND
+    assert "libdav1d" in DECODERS.split(","), "the decoder's own name, not that of the codec"
+
+
+class _Counted(io.BytesIO):
+    """Counts what is read."""
+
+    num_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.num_read += len(data)
+        return data
+
+
+def _noise_with_sound(path: Path, codec: str) -> Path:
+    """Eight seconds of which no picture can be made small."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("mpeg2video", rate=25), container.add_stream(codec, rate=48000)
+        video.width, video.height, video.pix_fmt, video.bit_rate = 160, 96, "yuv420p", 4_000_000
+        resampler = av.AudioResampler(format=sound.format.name, layout="stereo", rate=48000)
+        for i in range(200):
+            picture = av.VideoFrame.from_ndarray(noise.integers(0, 256, (96, 160, 3), np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            container.mux(video.encode(picture))
+            heard = av.AudioFrame.from_ndarray(noise.integers(-9999, 9999, (1, 3840), np.int16), layout="stereo")
+            heard.pts, heard.rate, heard.time_base = i * 1920, 48000, Fraction(1, 48000)
+            for part in resampler.resample(heard):
+                container.mux(sound.encode(part))
+    return path
+
+
+@pytest.mark.parametrize("sound", ["mp2", "aac", "eac3", "ac3"])
+def test_ffmpeg_does_not_read_on_in_search_of_what_the_sound_is(tmp_path: Path, sound: str) -> None:
+    data = _noise_with_sound(tmp_path / "a.ts", sound).read_bytes()
+    anyhow, ours = _Counted(data), _Counted(data)
+    with av.open(anyhow, buffer_size=256 << 10), open_video(Source(ours, len(data), None), 1 << 20, lambda: None):
+        assert ours.num_read <= anyhow.num_read < len(data) // 2
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -184,6 +184,46 @@ def test_absurd_durations_are_refused_not_allocated() -> None:
     assert uniform(1 << 40, 2).tolist() == [1 << 38, 3 << 38]
 
 
+_DAY_S = 24 * 60 * 60
+_SECONDS = Fraction(1)
+_BY_TIME = ClipSampling(16, fps=Fraction(15))
+
+
+def test_few_frames_that_are_shown_for_weeks_are_refused() -> None:
+    two = times([0, 1_800_000], _SECONDS)
+    with pytest.raises(MediaError) as caught:
+        ordinals(two, "fps:1")
+    assert caught.value.error_class == "too_large"
+    assert str(caught.value) == (
+        "1800001 clips of 2 frames, each taken 900000 times; an item of more than 100000 clips may take a frame 1000 "
+        "times on average, use a lower rate or a shorter range"
+    )
+    with pytest.raises(MediaError, match="112500 clips of 1 frames, each taken 1800000 times") as caught:
+        ordinals(two, _BY_TIME, 0.0, 120_000.0)
+    assert caught.value.error_class == "too_large"
+    many_at_first = times([*range(100_000), 3_000_000_000], Fraction(1, 1000))
+    with pytest.raises(MediaError, match="3000001 clips of 102 frames"):
+        ordinals(many_at_first, "fps:1")
+
+
+@pytest.mark.parametrize(
+    ("of", "sampling", "num_clips"),
+    [
+        (times([0, 3599], _SECONDS), "fps:1", 3600),
+        (times([0, 3599], _SECONDS), _BY_TIME, 3375),
+        (times([0, _DAY_S - 1], _SECONDS), "fps:1", 86_400),
+        (times([0, _DAY_S - 1], _SECONDS), _BY_TIME, 81_000),
+        (times(list(range(25 * _DAY_S)), Fraction(1, 25)), "fps:25", 2_160_000),
+        (times(list(range(0, 25 * _DAY_S, 25 * 30)), Fraction(1, 25), last=750), "fps:25", 2_160_000),
+    ],
+)
+def test_stills_of_a_day_and_long_recordings_are_taken(
+    of: FrameTimes, sampling: str | Sampling, num_clips: int
+) -> None:
+    parsed = FrameSampling.parse(sampling) if isinstance(sampling, str) else sampling
+    assert len(pick(of, parsed, "id", TimeRange())) == num_clips
+
+
 def test_sampling_loads_neither_decoder_nor_torch() -> None:
     code = "import sys, featlib.media.sampling; print(sorted({'av', 'torch', 'PIL', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """Cutting an item into segments changes nothing: same clips, same pixels, nothing twice, nothing lost."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from featlib.media.limits import Limits
 from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
 from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import decoded
+from tests.media.make import decoded, write_video
 
 KINDS = (
     "plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split()  # noqa: SIM905
@@ -125,3 +126,55 @@ def test_a_segment_is_cut_as_those_before_it_were(videos: dict[str, Path]) -> No
     mkv = MediaItem("id", str(videos["mkv"]))
     part = decode_item(mkv, (want("all"),), Segment(1, 4, "tables"), store_options=StoreOptions(), limits=Limits())
     assert (part.status, part.error_class, part.segment) == ("failed", "corrupt", Segment(1, 4, "tables"))
+
+
+LONG_SHOWN = {
+    "two frames": [0, 20 * 400],
+    "one of many": [*range(40), 20 * 400],
+    "first of many": [0, *range(20 * 400, 20 * 400 + 40)],
+    "in the middle": [*range(20), *range(20 * 400, 20 * 400 + 20)],
+}
+
+
+@pytest.mark.parametrize("kind", LONG_SHOWN)
+@pytest.mark.parametrize(("start_s", "end_s"), [(None, None), (100.3, 399.9)])
+def test_clips_of_frames_that_are_shown_for_long_are_divided_among_segments(
+    tmp_path: Path, kind: str, start_s: float | None, end_s: float | None
+) -> None:
+    pts = LONG_SHOWN[kind]
+    path = write_video(tmp_path / "a.mkv", frames=len(pts), pts=pts)
+    wants = (
+        want("all"),
+        want("fps:3", label="t"),
+        want(clips(6, stride=2, hop=4, tail="shift", fps=Fraction(5)), label="c"),
+    )
+    if start_s is not None:
+        wants = wants[1:]  # the range may hold the first moment of no frame
+    whole = decode(path, *wants, start_s=start_s, end_s=end_s)
+    assert (whole.status, whole.label_errors) == ("ok", {})
+    first = decode(path, *wants, n=0, limits=Limits(unit_clips=100), start_s=start_s, end_s=end_s)
+    n = first.segment.n
+    num_clips = sum(map(len, whole.clips.values()))
+    assert 1000 < num_clips <= 100 * n
+    parts = [first, *(decode(path, *wants, k=k, n=n, start_s=start_s, end_s=end_s) for k in range(1, n))]
+    assert max(sum(map(len, part.clips.values())) for part in parts) <= 100
+    assert n <= 6 * num_clips / 100
+    for label in whole.clips:
+        assert _rows(parts, label) == _rows([whole], label)
+
+
+def test_seams_are_the_same_whatever_models_want(tmp_path: Path) -> None:
+    """What was staged of one model is joined with segments that are done for two."""
+    path = write_video(tmp_path / "a.mkv", frames=40, pts=[*range(20), *range(8000, 8020)])
+    both = want("fps:3", label="t"), want("all")
+    together = [decode(path, *both, k=k, n=7) for k in range(7)]
+    for each in both:
+        assert _rows([decode(path, each, k=k, n=7) for k in range(7)], each.label) == _rows(together, each.label)
+        for k in range(7):
+            assert _rows([decode(path, each, k=k, n=7)], each.label) == _rows([together[k]], each.label)
+
+
+def test_every_frame_is_of_one_segment_also_where_it_is_divided(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", frames=2, pts=[0, 8000])
+    facts = [decode(path, want("fps:1"), k=k, n=10).facts for k in range(10)]
+    assert sum(f.frames_decoded - f.frames_twice for f in facts) == 2

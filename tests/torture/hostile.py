@@ -137,6 +137,7 @@ def _shapes(folder: Path) -> Iterator[Path]:
     yield _written(folder / "gif-of-3000-frames.gif", _many_frames(3000))
     yield write_video(folder / "4096x4096.mp4", size=(4096, 4096), frames=3, codec="mpeg4")
     yield _one_group(folder / "one-group-of-100000.mp4", 100_000)
+    yield write_video(folder / "two-frames-three-weeks-apart.mkv", frames=2, pts=[0, 20 * 1_800_000], size=(32, 32))
     yield write_audio(folder / "sound-only.mp4")
     with av.open(str(folder / "no-frames.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
