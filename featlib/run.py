@@ -188,6 +188,7 @@ class Run:
                 seen[row["seq"]] = True
                 self._take(row)
         if not seen.all():
+            self._claim.check()
             check_nodes(flow.output, flow.store_options, key)  # before an item is blamed
         for unit in units.read(~seen):
             self._lost(unit, flow.run)
@@ -217,6 +218,7 @@ class Run:
         """Takes the result of one unit."""
         stats = json.loads(row["stats"])
         if "fatal" in stats:
+            self._claim.check()  # who is buried misses what the other removed
             raise StoppedError(stats["fatal"])
         for note in stats.pop("notes", ()):
             self._note(note)

@@ -91,7 +91,7 @@ class UnitsReader:
         """
         try:
             yield from reread(self._key, partial(self._read, groups["group"].to_pylist()))
-        except FeatlibError as error:
+        except (FeatlibError, FileNotFoundError) as error:  # the latter when another driver took over
             yield units_table([Unit(0, (unreached(socket.gethostname(), error),), ())], STOP)
 
     def _read(self, groups: Sequence[int]) -> list[pa.Table]:

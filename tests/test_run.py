@@ -1,6 +1,7 @@
 """The passes of a run, without Ray: what each is given."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from featlib.run import Run
 from featlib.storage import Store
 from featlib.summary import Seconds
 from featlib.work import Unit, UnitItem, unit_from_row
+from featlib.workers import STOP
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def test_networks_are_compiled_for_the_threads_of_one_pass(
         "_ray": (_Flow(), pools),
     }
     run.__dict__["_task"] = SimpleNamespace(models=[model], store=store, keys=keys)
+    run.__dict__["_claim"] = SimpleNamespace(check=lambda: None)
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
     monkeypatch.setattr(run, "_take", lambda _row: None)
@@ -99,7 +102,7 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     pools = plan_pools(Machine(8), Sizes(), {"cnn": "frame"})
     run.__dict__ |= {
         "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_later": [], "_alone": [],
-        "_publisher": nullcontext(publisher), "seconds": Seconds(),
+        "_publisher": nullcontext(publisher), "seconds": Seconds(), "_claim": SimpleNamespace(check=lambda: None),
     }  # fmt: skip
     backlog = SimpleNamespace(
         units=lambda *_, **__: (Unit(0, ("cnn",), (item,)) for item in items),
@@ -124,3 +127,15 @@ def test_what_cannot_be_read_back_again_and_again_stops_the_run() -> None:
         run._check_again(["v0", "v1"])
     with pytest.raises(StoppedError, match="v0: what was staged of it could not be read back 4 times"):
         run._check_again(["v0"])
+
+
+def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> None:
+    def check() -> None:
+        raise StoppedError("another driver took over")
+
+    row = {"seq": STOP, "stats": json.dumps({"fatal": "Ray's workers do not reach the output"})}
+    run = Run.__new__(Run)
+    for claimed, said in ((check, "took over"), (lambda: None, "do not reach")):
+        run.__dict__["_claim"] = SimpleNamespace(check=claimed)
+        with pytest.raises(StoppedError, match=said):
+            run._take(row)

@@ -378,6 +378,12 @@ def test_units_of_a_large_object_are_not_believed_against_its_metadata(
     assert table["seq"].to_pylist() == [STOP]
 
 
+def test_units_that_another_driver_removed_stop_the_job(tmp_path: Path) -> None:
+    (table,) = UnitsReader(str(tmp_path), OPTIONS, "x.units")(pa.table({"group": [0]}))
+    assert table["seq"].to_pylist() == [STOP]
+    assert "do not reach the output" in table["labels"][0].as_py()[0]
+
+
 def _varint(number: int) -> bytes:
     """As Thrift writes it, with two bytes."""
     return bytes([2 * number & 0x7F | 0x80, 2 * number >> 7])

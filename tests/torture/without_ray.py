@@ -28,7 +28,7 @@ from featlib.shards.staging import stage
 from featlib.storage import Store
 from featlib.summary import Summary
 from featlib.work import unit_from_row, unit_row
-from featlib.workers import finished_entry
+from featlib.workers import STOP, finished_entry, unreached
 from tests.torture.story import Story, done
 
 _POOLS = Pools(1, 1.0, (ExtractPool(("a", "b"), 1, "cpu", 1, 1.0, 0.0),), 3.5)
@@ -52,7 +52,12 @@ def run_story(
     def results(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Iterator[dict[str, Any]]:
         store, keys = Store(flow.output, flow.store_options), Keys(flow.dataset)
         time.sleep(hold_s)
-        rows = pq.read_table(io.BytesIO(store.get(units_key))).to_pylist()
+        try:
+            rows = pq.read_table(io.BytesIO(store.get(units_key))).to_pylist()
+        except FileNotFoundError as error:
+            fatal = json.dumps({"fatal": unreached("here", error)})
+            yield {"seq": STOP, "shard": 0, "finished": "[]", "later": "[]", "stats": fatal}
+            return
         Random(story.seed).shuffle(rows)
         for row in rows:
             unit = unit_from_row(row)
