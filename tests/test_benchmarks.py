@@ -44,6 +44,7 @@ def setting(clips: tuple[Clip, ...], ray_cluster: str, tmp_path: Path, monkeypat
     return Setting(clips[0].path.parent, tmp_path, rounds=1, is_small=True, options=sizes)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_peers_and_featlib_write_equal_features_of_the_same_frames(setting: Setting) -> None:
     outcome = pipelines.resnet50(setting)

@@ -194,6 +194,7 @@ def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_submitted_job_writes_features_and_its_exit_code_is_the_jobs(head: Head, working_dir: Path) -> None:
     done = head.submit(working_dir, "python", "jobs/extract.py", "--config", "job.yaml")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -73,9 +73,10 @@ class _Nodes:
 def _two_nodes(environment: dict[str, str]) -> Iterator[_Nodes]:
     """The nodes' workers find the store by ``environment``, which this process and so the nodes have. Ray listens on
     all addresses here, and asks for a token."""
+    # Ray looks for it when it is loaded.
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **environment})
     from ray.cluster_utils import Cluster
 
-    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **environment})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 << 20})
     nodes = _Nodes(cluster)
     try:

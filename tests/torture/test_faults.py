@@ -113,6 +113,7 @@ def test_a_driver_that_slept_while_another_took_over_leaves(grown: Grown, rival:
     assert not wrong, f"on {grown.store}, --seed {_SEED} --phase grown, asleep {point}: {wrong}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("grown", [pytest.param("swift", marks=pytest.mark.s3)], indirect=True)
 def test_a_third_of_faults_loses_nothing(grown: Grown) -> None:
     assert grown.endpoint_url is not None
