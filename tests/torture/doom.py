@@ -115,10 +115,11 @@ class Doom:
             self.operations.append(what)
         if is_it and self._point is not None and not self._point.is_after:
             self._end()
-        result = call()
-        if is_it and self._point is not None and self._point.is_after:
-            self._end()
-        return result
+        try:
+            return call()
+        finally:  # a folder that is not empty stays: that is an end, too
+            if is_it and self._point is not None and self._point.is_after:
+                self._end()
 
     def _end(self) -> None:
         if self._stopped is None:
