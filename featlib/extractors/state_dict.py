@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from featlib.errors import ConfigError
 from featlib.extractors import probe
 from featlib.extractors.network import Network, Settings, StateDict
-from featlib.extractors.torch_file import StoredTensor, TorchFileError, Unread, read_torch_file
+from featlib.extractors.torch_file import read_torch_file
+from featlib.extractors.torch_pickle import StoredTensor, TorchFileError, Unread
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")

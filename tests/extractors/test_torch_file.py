@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from featlib.errors import ConfigError
-from featlib.extractors import torch_file
+from featlib.extractors import torch_pickle
 from featlib.extractors.state_dict import read_state_dict
-from featlib.extractors.torch_file import TorchFileError, Unread, read_torch_file
+from featlib.extractors.torch_file import read_torch_file
+from featlib.extractors.torch_pickle import TorchFileError, Unread
 
 _HEADROOM = 1 << 30  # bytes that a child may take beyond torch itself
 _ROWS = 1_000_000_000
@@ -274,7 +275,7 @@ def test_a_list_that_is_named_again_and_again_is_counted_each_time() -> None:
 
 
 def test_more_things_than_a_state_dict_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_file, "_MOST_STEPS", 1000)
+    monkeypatch.setattr(torch_pickle, "_MOST_STEPS", 1000)
     assert read_torch_file(saved([[]] * 50)).content == [[]] * 50
     with pytest.raises(TorchFileError, match="holds more than 1,000 things"):
         read_torch_file(saved([[] for _ in range(1001)]))

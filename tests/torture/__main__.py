@@ -31,7 +31,8 @@ from tests.servers import others
 from tests.servers.swift import SwiftServer, user_environment
 from tests.torture import faulty, flips, job, mutants, resumes
 from tests.torture.doom import Point
-from tests.torture.publishing import HOLD_S, Coverage, Kill, Scene, Stage, Tellers, kills, stage_in, torture
+from tests.torture.kills import Coverage, kills, torture
+from tests.torture.publishing import HOLD_S, Kill, Scene, Stage, Tellers, stage_in
 from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 

@@ -12,15 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -34,7 +32,6 @@ from tests.servers.swift import user_environment
 from tests.torture.doom import Point, points
 from tests.torture.story import LABELS, PHASES, Story
 from tests.torture.story_server import READY
-from tests.torture.tally import Tally
 
 KEYS = Keys("d")
 _KILLED = -9
@@ -65,32 +62,6 @@ class Kill:
     def __str__(self) -> str:
         again = f" --again '{self.again}'" if self.again else ""
         return f"--seed {self.seed} --phase {self.phase} --at '{self.at}'{again}"
-
-
-class Coverage:
-    """Which kinds of operations runs consist of, and before and after which of them runs were killed."""
-
-    def __init__(self) -> None:
-        self._there, self._hit = set[str](), set[str]()
-        self._lock = threading.Lock()
-
-    def expect(self, operations: Sequence[str]) -> None:
-        with self._lock:
-            self._there |= {point.kind for point in points(operations)}
-
-    def hit(self, point: Point) -> None:
-        with self._lock:
-            self._hit.add(point.kind)
-
-    def has(self, kind: str) -> bool:
-        return kind in self._hit
-
-    @property
-    def missing(self) -> list[str]:
-        return sorted(self._there - self._hit)
-
-    def text(self) -> str:
-        return f"killed before and after operations of {len(self._hit & self._there)} of {len(self._there)} kinds"
 
 
 @dataclass(frozen=True)
@@ -233,17 +204,17 @@ class Stage:
         endpoint_url: str | None = None,
         tellers: Tellers | None = None,
     ) -> None:
-        self._folder = folder
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._output, self._endpoint_url = output or str(folder / "outputs"), endpoint_url
-        self._tellers = tellers or Tellers(folder / "teller")
+        self.tellers = tellers or Tellers(folder / "teller")
         self._owns_tellers = tellers is None
 
     def close(self) -> None:
         if self._owns_tellers:
-            self._tellers.close()
+            self.tellers.close()
 
-    def _store(self, name: str) -> Store:
+    def store(self, name: str) -> Store:
         return Store(f"{self._output}/{name}", StoreOptions(self._endpoint_url))
 
     def scene(self, seed: int, phase: str) -> Scene:
@@ -252,14 +223,14 @@ class Stage:
         Raises:
             AssertionError: The undisturbed job is wrong.
         """
-        media = self._folder / f"media-{seed}"
-        start, calm = self._store("start"), self._store("calm")
+        media = self.folder / f"media-{seed}"
+        start, calm = self.store("start"), self.store("calm")
         _empty(start)
         for earlier in PHASES[: PHASES.index(phase)]:
             self._run(Story(seed, earlier, str(media), start.url, self._endpoint_url))
         story = Story(seed, phase, str(media), calm.url, self._endpoint_url)
         story.tell()
-        _copy(start, calm)
+        copy_output(start, calm)
         said = self._run(story)
         truth = Rows.of(calm)
         ended = Counter(label for label, _ in truth.outcomes)
@@ -272,21 +243,21 @@ class Stage:
 
     def _run(self, story: Story) -> dict[str, Any]:
         story.tell()
-        status, said = self._tellers.tell(story, self._folder / "calm.log")
+        status, said = self.tellers.tell(story, self.folder / "calm.log")
         assert status == 0, f"seed {story.seed}, {story.phase}: {said}"
         answer: dict[str, Any] = json.loads(said)
         return answer
 
     def play(self, scene: Scene, kill: Kill) -> Played:
         """Kills and goes on to the end."""
-        store = self._store("killed")
-        _copy(self._store("start"), store)
+        store = self.store("killed")
+        copy_output(self.store("start"), store)
         story = replace(scene.story, output=store.url)
         staged, hit, said = Counter[str](), list[Point](), ""
         for point in (kill.at, kill.again, None) if kill.again else (kill.at, None):
-            log = self._folder / "killed.log"
+            log = self.folder / "killed.log"
             log.unlink(missing_ok=True)
-            status, said = self._tellers.tell(story, log, point)
+            status, said = self.tellers.tell(story, log, point)
             staged += Counter(log.read_text().splitlines() if log.exists() else ())
             if status == _KILLED and point is not None:
                 hit.append(point)
@@ -299,7 +270,7 @@ class Stage:
                 return Played(tuple(hit), [f"exit {status}: {said}"])
             elif point is not None:
                 break  # it had ended before it came to that place
-        wrong = _end(store, scene)
+        wrong = wrong_at_end(store, scene)
         redone = [line for line, times in staged.items() if times > 1 and not scene.may_be_redone(line.split()[0])]
         if redone:
             wrong.append(f"done again though it was staged: {', '.join(redone)}")
@@ -308,14 +279,14 @@ class Stage:
     def play_through(self, scene: Scene, endpoint_url: str, most_runs: int) -> tuple[int, list[str]]:
         """Plays with the store at another endpoint, again and again while it stops cleanly; gives the number of runs
         and what was wrong."""
-        store = self._store("faulty")
-        _copy(self._store("start"), store)
+        store = self.store("faulty")
+        copy_output(self.store("start"), store)
         story = replace(scene.story, output=store.url, endpoint_url=endpoint_url)
         said = ""
         for number in range(1, most_runs + 1):
-            status, said = self._tellers.tell(story, self._folder / "faulty.log")
+            status, said = self.tellers.tell(story, self.folder / "faulty.log")
             if status == 0:
-                return number, _end(store, scene)
+                return number, wrong_at_end(store, scene)
             if not _STOPPED_CLEANLY.search(said):
                 return number, [f"exit {status}: {said}"]
         return most_runs, [f"not done after {most_runs} runs: {said}"]
@@ -331,15 +302,15 @@ class Stage:
         Args:
             hold_s: Each works for so long before its first result.
         """
-        store = self._store("rivals")
-        _copy(self._store("start"), store)
+        store = self.store("rivals")
+        copy_output(self.store("start"), store)
         story = replace(scene.story, output=store.url)
-        logs = [self._folder / name for name in ("first.log", "second.log")]
+        logs = [self.folder / name for name in ("first.log", "second.log")]
         for log in logs:
             log.unlink(missing_ok=True)
         rival.wait()  # its own was used for the scene
         with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(self._tellers.tell, story, logs[0], is_alone=False, hold_s=hold_s)
+            first = pool.submit(self.tellers.tell, story, logs[0], is_alone=False, hold_s=hold_s)
             time.sleep(delay_s)
             second = pool.submit(rival.tell, story, logs[1], is_alone=False, hold_s=hold_s)
             ended = [first.result(), second.result()]
@@ -351,7 +322,7 @@ class Stage:
             wrong.append("neither left: they did not meet")
         did = [set(log.read_text().splitlines()) if log.exists() else set() for log in logs]
         wrong += [f"both staged {item}" for item in did[0] & did[1]]
-        return has_met, wrong + _end(store, scene)
+        return has_met, wrong + wrong_at_end(store, scene)
 
     def play_sleeper(self, scene: Scene, rival: Tellers, point: Point) -> list[str]:
         """The first driver is stopped for longer than the lease; another takes over and ends; then the first goes on,
@@ -362,16 +333,16 @@ class Stage:
         Args:
             point: After some operation.
         """
-        store = self._store("sleeper")
-        _copy(self._store("start"), store)
+        store = self.store("sleeper")
+        copy_output(self.store("start"), store)
         story = replace(scene.story, output=store.url)
-        logs = [self._folder / name for name in ("first.log", "second.log")]
-        stopped = self._folder / "stopped"
+        logs = [self.folder / name for name in ("first.log", "second.log")]
+        stopped = self.folder / "stopped"
         for path in (*logs, stopped):
             path.unlink(missing_ok=True)
         rival.wait()
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(self._tellers.tell, story, logs[0], point, is_alone=False, stopped=stopped)
+            first = pool.submit(self.tellers.tell, story, logs[0], point, is_alone=False, stopped=stopped)
             ends = time.monotonic() + _MOST_S
             while not stopped.exists():
                 if first.done() or time.monotonic() > ends:
@@ -389,7 +360,7 @@ class Stage:
         if not _BURIED.search(word) and (woken or has_work):
             wrong.append(f"the one that woke up did not leave: exit {woken}: {word}")
         store.delete([info.key for prefix in (KEYS.stage, KEYS.units) for info in store.list(prefix)])
-        return wrong + _end(store, scene)
+        return wrong + wrong_at_end(store, scene)
 
 
 def _staged(store: Store) -> list[str]:
@@ -427,7 +398,7 @@ def _is_outcome(scene: Scene, key: tuple[str, str], said: tuple[Any, ...], wante
     return said == wanted
 
 
-def _end(store: Store, scene: Scene) -> list[str]:
+def wrong_at_end(store: Store, scene: Scene) -> list[str]:
     found, truth, wrong = Rows.of(store), scene.truth, []
     wrong += [f"{key} is there twice" for key in found.twice]
     wrong += [f"{key} is lost" for key in truth.features if key not in found.features]
@@ -455,67 +426,13 @@ def _empty(store: Store) -> None:
         store.delete([info.key for info in store.list("")])
 
 
-def _copy(source: Store, target: Store) -> None:
+def copy_output(source: Store, target: Store) -> None:
     _empty(target)
     if source.is_local:
         shutil.copytree(source.url, target.url) if Path(source.url).exists() else None
         return
     for info in source.list(""):
         target.put(info.key, source.get(info.key))
-
-
-def kills(scene: Scene, random: Random, coverage: Coverage) -> list[Kill]:
-    """Every operation of a scene, before and after: kinds that were not hit yet first, one of each kind before a second
-    of any, otherwise in an order of chance."""
-    order = list(points(scene.operations))
-    random.shuffle(order)
-    seen, ranks = Counter[str](), dict[Point, tuple[bool, int]]()
-    for point in order:
-        ranks[point] = coverage.has(point.kind), seen[point.kind]
-        seen[point.kind] += 1
-    return [Kill(scene.story.seed, scene.story.phase, point) for point in sorted(order, key=ranks.__getitem__)]
-
-
-def torture(
-    stage: Stage,
-    scene: Scene,
-    chosen: Iterable[Kill],
-    random: Random,
-    tally: Tally,
-    coverage: Coverage,
-    how: str = "",
-) -> None:
-    """Plays kills until the tally is full; every third time the next run is killed as well, at one of all operations
-    that it takes.
-
-    Args:
-        how: Arguments for the command that repeats one.
-    """
-    coverage.expect(scene.operations)
-    for number, kill in enumerate(chosen):
-        if tally.is_full:
-            return
-        operations = _play_one(stage, scene, kill, tally, coverage, how)
-        coverage.expect(operations)
-        if number % 3 == 2 and operations and not tally.is_full:
-            again = random.choice(list(points(operations)))
-            _play_one(stage, scene, replace(kill, again=again), tally, coverage, how)
-
-
-def _play_one(stage: Stage, scene: Scene, kill: Kill, tally: Tally, coverage: Coverage, how: str) -> tuple[str, ...]:
-    """Gives the operations of the last run."""
-    operations: tuple[str, ...] = ()
-
-    def play() -> tuple[int, list[str]]:
-        nonlocal operations
-        played = stage.play(scene, kill)
-        operations = played.operations
-        for point in played.hit:
-            coverage.hit(point)
-        return len(played.hit), played.wrong
-
-    tally.trial(f"publishing {how}{kill}", play)
-    return operations
 
 
 @contextmanager

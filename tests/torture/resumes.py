@@ -15,7 +15,7 @@ from featlib.storage import Store
 from featlib.storage.urls import split_s3
 from tests.servers.faults import flipped
 from tests.torture.doom import points
-from tests.torture.publishing import KEYS, Scene, Stage, _copy, _end
+from tests.torture.publishing import KEYS, Scene, Stage, copy_output, wrong_at_end
 from tests.torture.story import LABELS, PHASES, Story
 from tests.torture.tally import Tally
 
@@ -114,7 +114,7 @@ class _Trial:
 
     def __init__(self, stage: Stage, scene: Scene, random: Random, client: Client | None) -> None:
         self._stage, self._scene, self._random = stage, scene, random
-        self._store = stage._store("flipped")
+        self._store = stage.store("flipped")
         self._raw = Raw(self._store, client)
         self._story = replace(scene.story, output=self._store.url)
 
@@ -132,7 +132,7 @@ class _Trial:
     def _flip(self, without: Collection[str]) -> _Flip | None:
         """Kills a run and flips a bit in what it left. None: runs left nothing else than ``without``."""
         for _ in range(_KILLS):
-            _copy(self._stage._store("start"), self._store)
+            copy_output(self._stage.store("start"), self._store)
             if _killed(self._stage, self._scene, self._story, self._random) != _KILLED:
                 continue  # it found less to do than the undisturbed run
             by_kind: dict[str, list[str]] = {}
@@ -158,14 +158,14 @@ class _Trial:
         status, said = self._run(flip)
         if status == 0:
             if not flip.key.startswith(("features/", "outcomes/")) or self._raw.read(flip.key) != flip.spoilt:
-                return "the truth", _end(self._store, self._scene)
+                return "the truth", wrong_at_end(self._store, self._scene)
             # Published before, and not looked at by this run.
             damaged = [text for label in LABELS for text in self._verified(label)]
             wrong = (
                 [] if any(text.startswith(flip.key) for text in damaged) else [f"verify does not name it: {damaged}"]
             )
             self._raw.write(flip.key, flip.whole)
-            return "named by verify", wrong + _end(self._store, self._scene)
+            return "named by verify", wrong + wrong_at_end(self._store, self._scene)
         word = _REFUSED.search(said)
         if word is None:
             return "a traceback", [f"exit {status}: {said}"]
@@ -175,7 +175,7 @@ class _Trial:
         status, said = self._run(flip)
         if status:
             return end, [f"{end}, exit {status}: {said}"]
-        return end, _end(self._store, self._scene)
+        return end, wrong_at_end(self._store, self._scene)
 
     def _put_right(self, flip: _Flip, word: str) -> str:
         """Does what the refusal says, one of two ways where it names two."""
@@ -188,7 +188,7 @@ class _Trial:
 
     def _run(self, flip: _Flip) -> tuple[int, str]:
         is_alone = _kind(flip.key) != "claim"  # what says nothing any more is waited for, here for a short lease
-        return self._stage._tellers.tell(self._story, self._stage._folder / "flipped.log", is_alone=is_alone)
+        return self._stage.tellers.tell(self._story, self._stage.folder / "flipped.log", is_alone=is_alone)
 
     def _verified(self, label: str) -> tuple[str, ...]:
         manifest = read_manifest(tuple(self._story.config()["manifest"]))
@@ -198,7 +198,7 @@ class _Trial:
 def _killed(stage: Stage, scene: Scene, story: Story, random: Random) -> int:
     """Runs the job and kills it at an operation of chance; gives its exit status."""
     point = random.choice(list(points(scene.operations)))
-    return stage._tellers.tell(story, stage._folder / "flipped.log", point)[0]
+    return stage.tellers.tell(story, stage.folder / "flipped.log", point)[0]
 
 
 def _kind(key: str) -> str:

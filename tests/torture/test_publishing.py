@@ -8,7 +8,8 @@ import pytest
 
 from featlib.storage import Store
 from tests.torture.doom import Point, named, points
-from tests.torture.publishing import Coverage, Kill, Scene, Stage, Tellers, _end, kills, stage_in, torture
+from tests.torture.kills import Coverage, kills, torture
+from tests.torture.publishing import Kill, Scene, Stage, Tellers, stage_in, wrong_at_end
 from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 
@@ -60,10 +61,10 @@ def test_what_is_lost_or_twice_would_be_seen(stage: Stage, tmp_path: Path) -> No
     objects = sorted(calm.glob("features/**/*.parquet"))
     copy = objects[0].with_name("part-00099.parquet")
     copy.write_bytes(objects[0].read_bytes())
-    assert any("twice" in line for line in _end(Store(str(calm)), scene))
+    assert any("twice" in line for line in wrong_at_end(Store(str(calm)), scene))
     copy.unlink()
     objects[0].unlink()
-    assert any("is lost" in line for line in _end(Store(str(calm)), scene))
+    assert any("is lost" in line for line in wrong_at_end(Store(str(calm)), scene))
 
 
 def test_what_ends_a_trial_early_is_a_failure_with_its_command() -> None:
