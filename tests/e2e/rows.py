@@ -1,12 +1,26 @@
 """What a reader with a plain glob finds in an output, and how two outputs compare."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
 Key = tuple[str, str, int, int]
+_EXACT = ("start_s", "end_s", "frame_s", "padded_frames", "feature_shape", "labels")
+
+
+class Row(NamedTuple):
+    """A row of features, without its key.
+
+    Args:
+        exact: Times, padding, shape and class names.
+    """
+
+    feature: np.ndarray
+    exact: tuple[Any, ...]
 
 
 def plain_glob(output: Path, root: str = "features") -> list[dict]:
@@ -18,25 +32,32 @@ def plain_glob(output: Path, root: str = "features") -> list[dict]:
     return rows
 
 
-def features_by_key(output: Path) -> dict[Key, np.ndarray]:
-    """Feature of each (model, file name, clip_index, region_index).
+def rows_by_key(output: Path) -> dict[Key, Row]:
+    """Each row under (model, file name, clip_index, region_index)."""
+    return keyed(plain_glob(output))
+
+
+def keyed(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Row]:
+    """Rows of several models under (model, file name, clip_index, region_index).
 
     Raises:
         AssertionError: A key is there twice.
     """
-    found: dict[Key, np.ndarray] = {}
-    for row in plain_glob(output):
-        key = (row["model"], Path(row["uri"]).name, row["clip_index"], row["region_index"])
+    found: dict[Key, Row] = {}
+    for row in rows:
+        key = (row["model"], row["uri"].rpartition("/")[2], row["clip_index"], row["region_index"])
         assert key not in found, f"{key} is there twice"
-        found[key] = np.array(row["feature"], dtype=np.float32)
+        exact = tuple(None if row[name] is None else np.array(row[name]).tolist() for name in _EXACT)
+        found[key] = Row(np.array(row["feature"], dtype=np.float32), exact)
     return found
 
 
-def check_same_rows(mine: dict[Key, np.ndarray], theirs: dict[Key, np.ndarray], tolerance: float = 1e-5) -> None:
-    """The same keys, and values within a relative L2 of ``tolerance``."""
+def check_same_rows(mine: Mapping[Key, Row], theirs: Mapping[Key, Row], tolerance: float = 1e-5) -> None:
+    """The same keys, times, padding, shapes and class names, and values within a relative L2 of ``tolerance``."""
     assert set(mine) == set(theirs)
-    for key, value in theirs.items():
-        assert np.linalg.norm(mine[key] - value) <= tolerance * np.linalg.norm(value), key
+    for key, row in theirs.items():
+        assert mine[key].exact == row.exact, key
+        assert np.linalg.norm(mine[key].feature - row.feature) <= tolerance * np.linalg.norm(row.feature), key
 
 
 def statuses(output: Path) -> Counter[tuple[str, str]]:

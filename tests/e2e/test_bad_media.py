@@ -10,7 +10,7 @@ from PIL import Image
 
 import featlib
 from tests.e2e.clips import write_clip
-from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
+from tests.e2e.rows import check_same_rows, plain_glob, rows_by_key
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -106,8 +106,8 @@ def test_the_good_one_is_as_if_it_had_been_alone(
         manifest=[str(folder / "good.mp4")], output=str(tmp_path), dataset="d", models=MODELS, **POOLS
     )
     featlib.extract(alone)
-    mine = {k: v for k, v in features_by_key(done[0]).items() if k[1] == "good.mp4"}
-    check_same_rows(mine, features_by_key(tmp_path), tolerance=0.0)
+    mine = {k: v for k, v in rows_by_key(done[0]).items() if k[1] == "good.mp4"}
+    check_same_rows(mine, rows_by_key(tmp_path), tolerance=0.0)
 
 
 def test_retry_failed_takes_up_what_failed_and_leaves_the_rest(

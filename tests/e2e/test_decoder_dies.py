@@ -10,7 +10,7 @@ from featlib.job import run_job
 from featlib.progress import SilentReporter
 from featlib.summary import Summary
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
+from tests.e2e.rows import check_same_rows, plain_glob, rows_by_key
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -41,4 +41,4 @@ def test_the_deadly_ones_are_outcomes_and_their_neighbours_are_untouched(ray_clu
     ended = {Path(row["uri"]).name: row for row in plain_glob(tmp_path / "out", "outcomes")}
     assert {name: ended[name]["error_class"] for name in DEADLY} == DEADLY
     assert "SIGSEGV" in ended["segv1.mp4"]["error_message"]
-    check_same_rows(features_by_key(tmp_path / "out"), features_by_key(tmp_path / "out-alone"), tolerance=0.0)
+    check_same_rows(rows_by_key(tmp_path / "out"), rows_by_key(tmp_path / "out-alone"), tolerance=0.0)

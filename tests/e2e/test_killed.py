@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 
 import featlib
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import Key, check_same_rows, features_by_key, object_names, plain_glob, statuses
+from tests.e2e.rows import Key, Row, check_same_rows, object_names, plain_glob, rows_by_key, statuses
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -104,10 +103,10 @@ def test_killed_at_one_event_after_the_other(
     config = config_of(clips, tmp_path)
     address = ray_cluster if whom == "driver" else "local"
     for event in EVENTS:
-        before = features_by_key(tmp_path)
+        before = rows_by_key(tmp_path)
         visible = visible_after_kill(run_job, config, event, whom, address, undisturbed)
         check_unchanged(before, tmp_path)
-    assert set(visible) == set(features_by_key(undisturbed)), "all was published before the last kill"
+    assert set(visible) == set(rows_by_key(undisturbed)), "all was published before the last kill"
 
     again = featlib.extract(featlib.ExtractConfig(**config))
 
@@ -118,25 +117,25 @@ def test_killed_at_one_event_after_the_other(
 
 def visible_after_kill(
     run_job: Callable[..., Ended], config: dict[str, Any], event: str, whom: str, address: str, undisturbed: Path
-) -> dict[Key, np.ndarray]:
+) -> dict[Key, Row]:
     """Runs a job that kills itself; what is visible then is right as far as it goes."""
     killed = run_job(config, *EVENTS[event], whom, address)
     assert killed.status == -signal.SIGKILL, killed.log[-2000:]
-    truth, visible = features_by_key(undisturbed), features_by_key(Path(config["output"]))
+    truth, visible = rows_by_key(undisturbed), rows_by_key(Path(config["output"]))
     check_same_rows(visible, {key: truth[key] for key in visible})
     is_published = event in ("inside a publish", "between two shards", "before the summary")
     assert bool(visible) == is_published
     return visible
 
 
-def check_unchanged(before: dict[Key, np.ndarray], output: Path) -> None:
+def check_unchanged(before: dict[Key, Row], output: Path) -> None:
     """What was visible once stays, to the bit."""
-    now = features_by_key(output)
-    assert all(np.array_equal(now[key], value) for key, value in before.items())
+    now = rows_by_key(output)
+    check_same_rows({key: now[key] for key in before}, before, tolerance=0.0)
 
 
 def check_end(output: Path, undisturbed: Path) -> None:
-    check_same_rows(features_by_key(output), features_by_key(undisturbed))
+    check_same_rows(rows_by_key(output), rows_by_key(undisturbed))
     assert object_names(output) == object_names(undisturbed)
     assert statuses(output) == statuses(undisturbed)
     assert not list(output.glob("_featlib/d/stage/**/*.piece")), "staging is empty once all is published"
@@ -155,7 +154,7 @@ def test_ray_data_reads_both_roots_in_one_line(undisturbed: Path, root: str) -> 
 
 def test_ray_data_reads_a_partition(undisturbed: Path) -> None:
     partition = undisturbed / "features" / "dataset=d" / "model=squeezenet1_1"
-    keys = [key for key in features_by_key(undisturbed) if key[0] == "squeezenet1_1"]
+    keys = [key for key in rows_by_key(undisturbed) if key[0] == "squeezenet1_1"]
     assert ray.data.read_parquet(str(partition)).count() == len(keys) > 6
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import featlib
 from tests.e2e.clips import write_clip
-from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
+from tests.e2e.rows import check_same_rows, plain_glob, rows_by_key
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -45,14 +45,14 @@ def test_two_pools_give_the_rows_of_one(together: Path, tmp_path: Path) -> None:
     assert "[clips]" in summary.pools
     assert "[squeezenet1_1]" in summary.pools
     assert summary.frames_decoded == 10 + 45
-    check_same_rows(features_by_key(tmp_path), features_by_key(together))
+    check_same_rows(rows_by_key(tmp_path), rows_by_key(together))
 
 
 def test_a_long_video_in_segments_gives_the_rows_of_a_whole_one(together: Path, tmp_path: Path) -> None:
     summary = extract(together.parent / "clips", tmp_path, unit_mb=2)
     assert summary.media == {"ok": 2}
     assert summary.frames_decoded > 10 + 45, "frames at the seams are decoded twice, so there were segments"
-    check_same_rows(features_by_key(tmp_path), features_by_key(together))
+    check_same_rows(rows_by_key(tmp_path), rows_by_key(together))
     mine = {r["clip_index"]: r["frame_s"] for r in plain_glob(tmp_path) if r["model"] == "clips" and "long" in r["uri"]}
     assert mine[0][0] == 0.0
     assert list(mine) == sorted(mine)

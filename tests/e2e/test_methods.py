@@ -13,7 +13,7 @@ from torchvision.transforms.functional import resize
 import featlib
 from tests.e2e.clips import write_clip
 from tests.e2e.plain import IMAGE, frames, relative_l2, squeezenet
-from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
+from tests.e2e.rows import check_same_rows, plain_glob, rows_by_key
 from tests.e2e.small import POOLS
 from tests.extractors.plain_detectors import lively, plain
 
@@ -151,4 +151,4 @@ def test_two_pools_and_segments_give_the_same_rows(output: Path, tmp_path: Path)
     assert summary.frames_decoded > sum(FRAMES.values()), (
         "frames at the seams are decoded twice, so there were segments"
     )
-    check_same_rows(features_by_key(tmp_path), features_by_key(output))
+    check_same_rows(rows_by_key(tmp_path), rows_by_key(output))

@@ -15,7 +15,7 @@ import featlib
 from featlib.errors import StoppedError
 from tests.e2e import plain
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import features_by_key, statuses
+from tests.e2e.rows import rows_by_key, statuses
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -76,7 +76,7 @@ def test_rows_of_a_network_beside_the_job(tmp_path: Path, monkeypatch: pytest.Mo
     module = importlib.import_module("beside_the_job")
     torch.manual_seed(5)
     network = module.Small().eval()
-    rows = features_by_key(tmp_path / "out")
+    rows = rows_by_key(tmp_path / "out")
     wanted = {
         (label, path.name, i, 0): feature
         for path in clips
@@ -86,7 +86,7 @@ def test_rows_of_a_network_beside_the_job(tmp_path: Path, monkeypatch: pytest.Mo
     assert rows.keys() == wanted.keys()
     assert len(wanted) >= 8
     for key, feature in wanted.items():
-        assert plain.relative_l2(rows[key], feature) < 1e-4, key
+        assert plain.relative_l2(rows[key].feature, feature) < 1e-4, key
 
 
 def test_workers_that_lack_the_module_say_what_a_cluster_needs(

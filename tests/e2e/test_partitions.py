@@ -9,7 +9,7 @@ import pytest
 
 import featlib
 from tests.e2e.clips import write_clip, write_clips
-from tests.e2e.rows import features_by_key, object_names, plain_glob
+from tests.e2e.rows import object_names, plain_glob, rows_by_key
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -91,7 +91,7 @@ def dense(_dense: Path) -> Iterator[Path]:
 def test_a_grown_manifest_adds_only_the_new(dense: Path) -> None:
     folder, output = dense.parent / "clips", dense
     first = {p: p.read_bytes() for p in output.glob("[fo]*/**/*.parquet")}
-    old = features_by_key(output)
+    old = rows_by_key(output)
     write_clip(folder / "aaa.mp4", seed=9)
 
     summary = extract(folder, output, DENSE)
@@ -99,7 +99,7 @@ def test_a_grown_manifest_adds_only_the_new(dense: Path) -> None:
     assert summary.media == {"ok": 4}
     assert summary.frames_decoded == 30, "only the new clip is decoded"
     assert {p: p.read_bytes() for p in first} == first
-    new = features_by_key(output)
+    new = rows_by_key(output)
     assert {name for _, name, _, _ in set(new) - set(old)} == {"aaa.mp4"}
 
 
@@ -107,23 +107,23 @@ def test_a_smaller_manifest_first_and_the_rest_of_its_shard_later(dense: Path, o
     clips = dense.parent / "clips"
     assert extract(clips, dense, SPARSE, limit=1).media == {"ok": 1}
     assert extract(clips, dense, SPARSE).media == {"ok": 3}
-    sparse, at_once = ({k for k in features_by_key(o) if k[0] == "sparse"} for o in (dense, output))
+    sparse, at_once = ({k for k in rows_by_key(o) if k[0] == "sparse"} for o in (dense, output))
     assert sparse == at_once
     assert len(sparse) == 3 * 2
 
 
 def test_changed_media_are_done_again_only_when_asked(dense: Path) -> None:
     folder, output = dense.parent / "clips", dense
-    before = features_by_key(output)
+    before = rows_by_key(output)
     write_clip(folder / "clip01.mp4", seed=77, frames=25)
 
     assert not extract(folder, output, DENSE).did_work
     summary = extract(folder, output, DENSE, changed=True)
 
-    after = features_by_key(output)
+    after = rows_by_key(output)
     assert summary.frames_decoded == 25
     assert set(after) == set(before)
-    different = {key[1] for key, value in after.items() if (value != before[key]).any()}
+    different = {key[1] for key, value in after.items() if (value.feature != before[key].feature).any()}
     assert different == {"clip01.mp4"}
     outcomes = featlib.open_features(str(output), dataset="d", model="dense").outcomes()
     assert outcomes.set_index(outcomes.uri.map(lambda u: Path(u).name)).loc["clip01.mp4", "attempts"] == 2

@@ -11,7 +11,7 @@ import pytest
 
 import featlib
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import check_same_rows
+from tests.e2e.rows import Key, Row, check_same_rows, keyed
 from tests.e2e.small import POOLS
 from tests.servers.faults import FaultProxy
 from tests.torture.faulty import KINDS, Weather
@@ -44,13 +44,12 @@ def upload(server: Any, disk: Path) -> str:
     return bucket
 
 
-def rows(url: str, endpoint_url: str | None = None) -> dict[Any, Any]:
-    found = {}
+def rows(url: str, endpoint_url: str | None = None) -> dict[Key, Row]:
+    found: list[dict[str, Any]] = []
     for model in ("squeezenet1_1", "clips"):
         features = featlib.open_features(url, dataset="d", model=model, endpoint_url=endpoint_url)
-        for row, value in zip(features.to_pandas().itertuples(), features.to_numpy(), strict=True):
-            found[model, row.uri.rpartition("/")[2], row.clip_index, row.region_index] = value
-    return found
+        found += [{**row, "model": model} for row in features.to_pandas().to_dict("records")]
+    return keyed(found)
 
 
 def test_the_same_rows_from_s3_to_s3_as_from_disk_to_disk(s3_server: Any, s3_env: Any, disk: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import featlib
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import check_same_rows, features_by_key, plain_glob
+from tests.e2e.rows import check_same_rows, plain_glob, rows_by_key
 from tests.e2e.small import POOLS
 
 pytestmark = pytest.mark.ray
@@ -75,7 +75,7 @@ def test_an_actor_that_is_killed_loses_and_doubles_nothing(undisturbed: Path, tm
         summary = featlib.extract(config(undisturbed.parent / "clips", tmp_path))
         assert killed.is_set()
     assert summary.media == {"ok": 8}
-    check_same_rows(features_by_key(tmp_path), features_by_key(undisturbed))
+    check_same_rows(rows_by_key(tmp_path), rows_by_key(undisturbed))
 
 
 def test_a_lost_device_costs_the_item_over_which_it_was_lost(ray_cluster: str, tmp_path: Path) -> None:

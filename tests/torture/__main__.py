@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ from tests.torture.story import PHASES
 from tests.torture.tally import Tally
 
 _KILLS_A_SCENE = 30
-_WHOLE = 800  # kills in which each operation of a story has its turn
+_WHOLE = 800  # kills from which on each operation of the first story has its turn
 _SWIFT_SHARE = 10  # one kill in so many is played on an object store
 _WITH_WORK = PHASES[:2]  # of any seed; the others may find nothing to do
 Play = Callable[[Stage, Scene, Tellers, Random], list[str]]
@@ -46,17 +47,29 @@ _STORES = ("disk", "swift", *others.STORES)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    started = time.monotonic()
     tallies = []
     with tempfile.TemporaryDirectory(prefix="featlib-torture-") as folder:
         for name in _PARTS if given.what == "all" else (given.what,):
-            part = Path(folder) / name
+            part, started = Path(folder) / name, time.monotonic()
             part.mkdir()
-            tallies += _PARTS[name](given, part)
-    for tally in tallies:
-        print(tally.text())
-    print(f"{time.monotonic() - started:.0f} s")
+            made = _played(name, given, part)
+            for tally in made:
+                print(tally.text())
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+            tallies += made
     return 1 if any(tally.failures for tally in tallies) else 0
+
+
+def _played(name: str, given: argparse.Namespace, folder: Path) -> list[Tally]:
+    """One part; where it breaks off, that is a failure, and the next one is played."""
+    try:
+        return _PARTS[name](given, folder)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other parts are worth playing
+        traceback.print_exc()
+        broken = Tally(f"{name}, which broke off")
+        kills = f" --kills {given.kills}" if given.kills else ""
+        broken.add(f"{name} --seed {given.seed}{kills}", 0, [f"{type(error).__name__}: {error}"])
+        return [broken]
 
 
 @dataclass(frozen=True)
@@ -105,11 +118,12 @@ def _publishing(given: argparse.Namespace, folder: Path) -> list[Tally]:
                 stack.enter_context(stage_in(folder / f"{name}-{i}", output, place.endpoint_url))
                 for i, output in enumerate(outputs)
             ]
-            coverage = _play(stages, tally, given.seed, name)
+            is_whole = name == "disk" and kills_there >= _WHOLE
+            coverage = _play(stages, tally, given.seed, name, is_whole)
             print(f"{coverage.text()}, on {name}")
             if not coverage.missing:
                 pass
-            elif name == "disk" and kills_there >= _WHOLE:
+            elif is_whole:
                 tally.add(f"publishing --seed {given.seed}", 0, [f"never killed {kind}" for kind in coverage.missing])
             else:
                 print(f"  not {', '.join(coverage.missing)}")
@@ -128,11 +142,15 @@ def _one_kill(given: argparse.Namespace, folder: Path) -> Tally:
     return tally
 
 
-def _play(stages: Sequence[Stage], tally: Tally, first_seed: int, store: str) -> Coverage:
-    """The stages take one scene after the other until the tally is full: of the first story on a disk every operation
-    has its turn, of the others some."""
+def _play(stages: Sequence[Stage], tally: Tally, first_seed: int, store: str, is_whole: bool) -> Coverage:
+    """The stages take one scene after the other until the tally is full.
+
+    Args:
+        is_whole: Every operation of the first story has its turn; of the others, and else, some.
+    """
     coverage, taking = Coverage(), threading.Lock()
     scenes = ((seed, phase) for seed in count(first_seed) for phase in PHASES)
+    there, hit = Counter[str](), Counter[str]()
 
     def stories(stage: Stage) -> None:
         while not tally.is_full:
@@ -141,13 +159,18 @@ def _play(stages: Sequence[Stage], tally: Tally, first_seed: int, store: str) ->
             scene = stage.scene(seed, phase)
             random = Random(f"kills {seed} {phase}")
             chosen = kills(scene, random, coverage)
-            if seed != first_seed or store != "disk":
+            is_first = is_whole and seed == first_seed
+            if not is_first:
                 chosen = chosen[:_KILLS_A_SCENE]
-            torture(stage, scene, chosen, random, tally, coverage, f"--store {store} ")
+            were = torture(stage, scene, chosen, random, tally, coverage, f"--store {store} ", is_whole=is_first)
+            if is_first:
+                there[phase], hit[phase] = len(chosen), len(were)
 
     with ThreadPoolExecutor(len(stages)) as pool:
         for done in [pool.submit(stories, stage) for stage in stages]:
             done.result()
+    if is_whole:
+        print(f"of seed {first_seed}: killed before and after {hit.total()} of {there.total()} operations, each once")
     return coverage
 
 

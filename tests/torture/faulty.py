@@ -136,12 +136,17 @@ def torture(stage: Stage, upstream: str, stories: int, first_seed: int, share: f
     for seed in range(first_seed, first_seed + stories):
         for phase in PHASES:
             weather = Weather(f"{seed} {phase}", share)
-            faults, runs, wrong = spoilt(stage, upstream, seed, phase, weather)
-            stops += runs - 1
+
+            def play(seed: int = seed, phase: str = phase, weather: Weather = weather) -> tuple[int, list[str]]:
+                nonlocal stops
+                faults, runs, wrong = spoilt(stage, upstream, seed, phase, weather)
+                stops += runs - 1
+                if share <= 0.1 and runs > 1:
+                    wrong.append(f"stopped {runs - 1} times")
+                return faults, wrong
+
+            tally.trial(f"faults --seed {seed} --share {share} --stories 1", play)
             befell += weather.befell
-            if share <= 0.1 and runs > 1:
-                wrong.append(f"stopped {runs - 1} times")
-            tally.add(f"faults --seed {seed} --share {share} --stories 1", faults, wrong)
     return tally, stops, befell
 
 
@@ -152,12 +157,15 @@ def outage(
     tally = Tally(f"requests in {outage_s:g} s without any store")
     stops = 0
     for phase in phases:
-        at = Random(f"outage {seed} {phase}").randint(8, 30)  # behind the first contact, which gives up sooner
-        faults, runs, wrong = spoilt(stage, upstream, seed, phase, Weather(f"{seed} {phase}", 0.0, at, outage_s))
-        stops += runs - 1
-        if runs > 1:
-            wrong.append(f"stopped {runs - 1} times")
-        if not faults:
-            wrong.append("no request fell into the outage")
-        tally.add(f"outage --seed {seed} --seconds {outage_s:g}", faults, wrong)
+
+        def play(phase: str = phase) -> tuple[int, list[str]]:
+            nonlocal stops
+            at = Random(f"outage {seed} {phase}").randint(8, 30)  # behind the first contact, which gives up sooner
+            faults, runs, wrong = spoilt(stage, upstream, seed, phase, Weather(f"{seed} {phase}", 0.0, at, outage_s))
+            stops += runs - 1
+            if runs > 1:
+                wrong.append(f"stopped {runs - 1} times")
+            return faults, wrong if faults else [*wrong, "no request fell into the outage"]
+
+        tally.trial(f"outage --seed {seed} --seconds {outage_s:g}", play)
     return tally, stops

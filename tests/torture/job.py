@@ -73,8 +73,9 @@ class _Nodes:
 def _two_nodes(environment: dict[str, str]) -> Iterator[_Nodes]:
     """The nodes' workers find the store by ``environment``, which this process and so the nodes have. Ray listens on
     all addresses here, and asks for a token."""
-    # Ray looks for it when it is loaded.
-    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **environment})
+    # Ray looks for it once, when it is loaded, and keeps the first that it finds.
+    token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **environment})
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 << 20})

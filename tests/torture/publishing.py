@@ -30,7 +30,7 @@ from featlib.shards.verify import verify
 from featlib.storage import Store, StoreOptions
 from tests.servers.swift import user_environment
 from tests.torture.doom import Point, points
-from tests.torture.story import LABELS, PHASES, Story
+from tests.torture.story import LABELS, PHASES, Story, Values, values_of
 from tests.torture.story_server import READY
 
 KEYS = Keys("d")
@@ -129,13 +129,13 @@ class Rows:
     """What a reader finds in an output.
 
     Args:
-        features: Values by label, media id and clip.
+        features: What rows hold, by label, media id and clip.
         outcomes: Status, class, rows and attempts by label and media id.
         objects: Keys of everything published.
         twice: Keys of rows that came more than once.
     """
 
-    features: dict[tuple[str, str, int], tuple[float, ...]]
+    features: dict[tuple[str, str, int], Values]
     outcomes: dict[tuple[str, str], tuple[Any, ...]]
     objects: tuple[str, ...]
     twice: tuple[object, ...]
@@ -147,7 +147,7 @@ class Rows:
             for info in store.list(KEYS.features(label)):
                 objects.append(info.key)
                 for row in _read(store, info.key):
-                    features.append(((label, row["media_id"], row["clip_index"]), tuple(row["feature"])))
+                    features.append(((label, row["media_id"], row["clip_index"]), values_of(row)))
             for info in store.list(KEYS.outcomes(label)):
                 objects.append(info.key)
                 for row in _read(store, info.key):
@@ -221,8 +221,14 @@ class Stage:
         """Sets a story up.
 
         Raises:
-            AssertionError: The undisturbed job is wrong.
+            AssertionError: The undisturbed job is wrong; its story is named.
         """
+        try:
+            return self._scene(seed, phase)
+        except AssertionError as error:
+            raise AssertionError(f"undisturbed, --seed {seed} --phase {phase}: {error}") from error
+
+    def _scene(self, seed: int, phase: str) -> Scene:
         media = self.folder / f"media-{seed}"
         start, calm = self.store("start"), self.store("calm")
         _empty(start)
@@ -235,10 +241,11 @@ class Stage:
         truth = Rows.of(calm)
         ended = Counter(label for label, _ in truth.outcomes)
         assert ended == dict.fromkeys(LABELS, len(story.names)), f"not every item ended: {ended}"
-        assert not truth.twice
+        assert not truth.twice, f"rows are there twice: {truth.twice}"
         expected = story.expected()
         assert truth.features == expected.rows, "what is published is what the media say"
-        assert {key: status for key, (status, *_) in truth.outcomes.items()} == expected.statuses
+        statuses = {key: status for key, (status, *_) in truth.outcomes.items()}
+        assert statuses == expected.statuses, "statuses are those of the media"
         return Scene(story, Rows.of(start), truth, tuple(said["operations"]))
 
     def _run(self, story: Story) -> dict[str, Any]:
@@ -384,7 +391,7 @@ def _between(found: Rows, scene: Scene) -> list[str]:
     return wrong + [f"the outcome of {key} is gone" for key in scene.before.outcomes if key not in found.outcomes]
 
 
-def _by_item(features: dict[tuple[str, str, int], tuple[float, ...]]) -> dict[tuple[str, str], dict[int, object]]:
+def _by_item(features: dict[tuple[str, str, int], Values]) -> dict[tuple[str, str], dict[int, object]]:
     items: dict[tuple[str, str], dict[int, object]] = {}
     for (label, media_id, clip), values in features.items():
         items.setdefault((label, media_id), {})[clip] = values

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from featlib.items import ItemReport, ModelReport
 from featlib.manifest import read_manifest
+from featlib.shards.schema import FEATURES
 from featlib.shards.staging import feature_rows
 from featlib.spec import MediaFacts, Segment
 from featlib.storage.media import stat_media
@@ -25,6 +26,7 @@ PHASES = ("first", "grown", "retried", "changed")
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (2, 3)}
 LABELS = tuple(SHAPES)
 _KINDS = ("ok", "long", "bad", "never", "part", "none")
+_VALUES = tuple(name for name in FEATURES.names if name not in ("media_id", "clip_index"))
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ class Story:
         }
 
     def expected(self) -> "Expected":
-        """What must stand in the output once the job of this phase is done, reckoned without any of featlib's job."""
-        rows: dict[tuple[str, str, int], tuple[float, ...]] = {}
+        """What must stand in the output once the job of this phase is done, reckoned without featlib, but for ids."""
+        rows: dict[tuple[str, str, int], Values] = {}
         statuses: dict[tuple[str, str], str] = {}
         for batch in read_manifest(tuple(self.config()["manifest"])):
             for row in batch.to_pylist():
@@ -109,15 +111,24 @@ class Story:
                 for label in LABELS:
                     statuses[label, item.media_id] = parts[0].status(label)
                     for part in parts:
-                        rows |= {(label, item.media_id, i): tuple(part.value(label, i)) for i in part.clips(label)}
+                        rows |= {(label, item.media_id, i): part.values(label, i) for i in part.clips(label)}
         return Expected(rows, statuses)
+
+
+Values = tuple[Any, ...]
+"""What stands in a row of features, column by column, without ``media_id`` and ``clip_index``."""
+
+
+def values_of(row: Mapping[str, Any]) -> Values:
+    """What is missing is null."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in map(row.get, _VALUES))
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Features by label, media id and clip; statuses by label and media id."""
+    """Rows by label, media id and clip; statuses by label and media id."""
 
-    rows: dict[tuple[str, str, int], tuple[float, ...]]
+    rows: dict[tuple[str, str, int], Values]
     statuses: dict[tuple[str, str], str]
 
 
@@ -201,6 +212,13 @@ class _Part:
             label, [self._item.media_id], [self._item.uri], pa.array(clips, CLIPS.value_type),
             features.reshape(len(clips), size), SHAPES[label],
         )  # fmt: skip
+
+    def values(self, label: str, clip: int) -> Values:
+        return values_of({
+            "uri": self._item.uri, "region_index": 0, "start_s": clip / 2, "end_s": (clip + 1) / 2,
+            "frame_s": [clip / 2], "padded_frames": 0, "feature": self.value(label, clip),
+            "feature_shape": list(SHAPES[label]),
+        })  # fmt: skip
 
     def value(self, label: str, clip: int) -> list[float]:
         seed = hashlib.sha256(f"{label} {clip} ".encode() + self._content).digest()

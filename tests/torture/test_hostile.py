@@ -19,7 +19,7 @@ import featlib
 from featlib.job import run_job
 from featlib.progress import SilentReporter
 from tests.e2e.clips import write_clips
-from tests.e2e.rows import check_same_rows, features_by_key
+from tests.e2e.rows import check_same_rows, rows_by_key
 from tests.e2e.small import POOLS
 from tests.media.make import decoded, write_video
 from tests.torture import measured
@@ -242,5 +242,5 @@ def test_the_good_ones_are_as_if_they_had_been_alone(done: Job, good: list[Path]
     alone = _run(tmp_path / "alone", tmp_path / "alone.csv", good)
     assert alone.summary.media == {"ok": len(good)}
     names = {path.name for path in good}
-    mine = {key: v for key, v in features_by_key(done.output).items() if key[1] in names}
-    check_same_rows(mine, features_by_key(alone.output), tolerance=0.0)
+    mine = {key: v for key, v in rows_by_key(done.output).items() if key[1] in names}
+    check_same_rows(mine, rows_by_key(alone.output), tolerance=0.0)

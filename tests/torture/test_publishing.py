@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featlib.storage import Store
+from tests.torture import __main__ as torture_main
 from tests.torture.doom import Point, named, points
 from tests.torture.kills import Coverage, kills, torture
 from tests.torture.publishing import Kill, Scene, Stage, Tellers, stage_in, wrong_at_end
@@ -63,6 +66,10 @@ def test_what_is_lost_or_twice_would_be_seen(stage: Stage, tmp_path: Path) -> No
     copy.write_bytes(objects[0].read_bytes())
     assert any("twice" in line for line in wrong_at_end(Store(str(calm)), scene))
     copy.unlink()
+    table = pq.ParquetFile(objects[0]).read()
+    nulls = pa.nulls(table.num_rows, pa.float64())
+    pq.write_table(table.set_column(table.column_names.index("end_s"), "end_s", nulls), objects[0])
+    assert any("other values" in line for line in wrong_at_end(Store(str(calm)), scene))
     objects[0].unlink()
     assert any("is lost" in line for line in wrong_at_end(Store(str(calm)), scene))
 
@@ -75,6 +82,19 @@ def test_what_ends_a_trial_early_is_a_failure_with_its_command() -> None:
     tally.trial("publishing --seed 3", play)
     assert len(tally.failures) == 1
     assert tally.failures[0].startswith("python -m tests.torture publishing --seed 3: ValueError")
+
+
+def test_a_part_that_breaks_off_is_a_failure_and_the_next_is_played(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(given: object, folder: Path) -> list[Tally]:
+        raise ValueError("no store came up")
+
+    monkeypatch.setattr(torture_main, "_PARTS", {"first": breaks, "second": lambda given, folder: [Tally("kills")]})
+    assert torture_main.main(["all", "--seed", "3"]) == 1
+    said = capsys.readouterr().out
+    assert "python -m tests.torture first --seed 3: ValueError: no store came up" in said
+    assert "kills: 0; 0 with lost" in said
 
 
 def test_a_kill_is_named_so_that_it_can_be_repeated() -> None:
