@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import featlib
 from featlib.errors import ConfigError
 from featlib.shards.reader import open_features
+from featlib.shards.schema import FEATURES
 from featlib.storage import Store
 from tests.shards.make import KEYS, SHAPES, Item, planned, publish, staged, value
 
@@ -110,3 +112,15 @@ def test_reading_loads_neither_torch_nor_ray_nor_av(store: Store) -> None:
 
 def test_package_exports_the_reader() -> None:
     assert featlib.open_features is open_features
+
+
+def test_a_flipped_bit_in_a_page_is_not_handed_out(store: Store) -> None:
+    """Nobody but the pages' own checksums looks at what one reads without ``featlib verify``."""
+    key = next(info.key for info in store.list(KEYS.features("a")))
+    path = Path(store.url, key)
+    whole = path.read_bytes()
+    column = pq.ParquetFile(path).metadata.row_group(0).column(FEATURES.names.index("feature"))
+    end = column.data_page_offset + column.total_compressed_size
+    path.write_bytes(whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:])
+    with pytest.raises(OSError, match="CRC"):
+        open_features(store.url, dataset="d", model="a").to_numpy()

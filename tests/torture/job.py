@@ -88,14 +88,16 @@ def _two_nodes(environment: dict[str, str]) -> Iterator[_Nodes]:
 
 
 class _Job:
-    """One job over a few generated clips, with an output of its own each time."""
+    """One job over a few generated clips in the store, with an output of its own each time."""
 
     def __init__(self, folder: Path, bucket: str, address: str, endpoint_url: str) -> None:
         self._folder, self._bucket, self._address = folder, bucket, address
         self._endpoint_url = endpoint_url
-        self.clips = folder / "clips"
-        if not self.clips.exists():
-            write_clips(self.clips, 8)
+        clips = folder / "clips"
+        if not clips.exists():
+            write_clips(clips, 8)
+            for path in clips.iterdir():
+                self.store("media").put(path.name, path.read_bytes())
 
     def store(self, name: str) -> Store:
         return Store(f"s3://{self._bucket}/{name}", StoreOptions(self._endpoint_url))
@@ -104,7 +106,7 @@ class _Job:
         models = [word for label, seed in zip(_LABELS, "01", strict=True) for word in (
             "--model", f"{label}=squeezenet1_1", "--weights", f"{label}=random:{seed}")]  # fmt: skip
         command = [
-            sys.executable, "-m", "featlib", "extract", str(self.clips), "--output", self.store(name).url,
+            sys.executable, "-m", "featlib", "extract", f"{self.store('media').url}/", "--output", self.store(name).url,
             "--dataset", "d", *models, "--ray-address", self._address, "--endpoint-url", self._endpoint_url,
             "--shard-items", "2", "--unit-items", "1", "--decode-workers", "1", "--extract-workers", "1",
             "--extract-threads", "1", "--compile", "off",
@@ -182,7 +184,9 @@ class _Job:
         return found, wrong
 
     def verified(self, name: str) -> list[str]:
-        checks = [verify(read_manifest((str(self.clips),)), self.store(name), _KEYS, label) for label in _LABELS]
+        media = self.store("media")
+        manifests = (read_manifest((f"{media.url}/",), options=media.options) for _ in _LABELS)
+        checks = [verify(m, self.store(name), _KEYS, label) for m, label in zip(manifests, _LABELS, strict=True)]
         return [f"featlib verify: {checked.text()}" for checked in checks if not checked.complete]
 
 
