@@ -37,7 +37,7 @@ class Backlog:
         self._plan, self._needs, self._fingerprints = plan, needs, fingerprints
         self._is_open = np.zeros(len(plan.ids), dtype=bool)
         self._num_open: dict[int, int] = {}
-        self._missing: dict[tuple[int, str], set[int]] = {}
+        self._missing: dict[int, int] = {}  # by row of the plan, a bit for each segment that is still to come
         self._replaced: dict[tuple[int, str], frozenset[str]] = {}  # keys of the pieces that were there before this run
         self.open_items = 0
         wanted = np.zeros(len(plan.ids), dtype=bool)
@@ -84,10 +84,12 @@ class Backlog:
         """Opens what is still to do of a shard; gives its labels, and the segments of items begun, by media id."""
         todo = {m: labels for m, labels in needs.items() if m not in staged or not staged[m].complete}
         begun = {m: (s.n, s.by, s.missing) for m, s in staged.items() if m in todo}
-        self._missing.update({(shard, m): set(missing) for m, (_, _, missing) in begun.items()})
         first = self._plan.rows_of(shard).start
         self._num_open[shard] = 0
         self._open(shard, (first + place for place, item in enumerate(items) if item.media_id in todo))
+        for place, item in enumerate(items):
+            if item.media_id in begun:
+                self._missing[first + place] = sum(1 << k for k in begun[item.media_id][2])
         return todo, begun
 
     def _open(self, shard: int, rows: Iterable[int]) -> None:
@@ -111,25 +113,29 @@ class Backlog:
         return [shard for shard, count in self._num_open.items() if not count]
 
     def finish(self, shard: int, finished: Iterable[Sequence[Any]]) -> bool:
-        """Takes what a unit staged; True when it was the last of its shard."""
+        """Takes what a unit staged; True when it was the last of its shard.
+
+        Of a shard that is closed nothing is taken: a file that was replaced in mid-job may have further segments by the
+        one segment, and none by the other.
+        """
+        if shard not in self._num_open:
+            return False
         rows = shard_rows(self._plan, shard)
         before = self._num_open[shard]
         for media_id, k, n, _ in finished:
-            if n > 1 and self._lacks_segments(shard, media_id, k, n):
-                continue
-            self._missing.pop((shard, media_id), None)
             row = rows.get(digest(media_id))
-            if row is not None and self._is_open[row]:
-                self._is_open[row] = False
-                self._num_open[shard] -= 1
+            if row is None or not self._is_open[row] or (n > 1 and self._lacks_segments(row, k, n)):
+                continue
+            self._missing.pop(row, None)
+            self._is_open[row] = False
+            self._num_open[shard] -= 1
         self.open_items -= before - self._num_open[shard]
         return before > 0 and not self._num_open[shard]
 
-    def _lacks_segments(self, shard: int, media_id: str, k: int, n: int) -> bool:
+    def _lacks_segments(self, row: int, k: int, n: int) -> bool:
         """Takes segment ``k`` of ``n`` of an item."""
-        missing = self._missing.setdefault((shard, media_id), set(range(n)))
-        missing.discard(k)
-        return bool(missing)
+        self._missing[row] = self._missing.get(row, (1 << n) - 1) & ~(1 << k)
+        return self._missing[row] != 0
 
     def reopen(self, shard: int, media_ids: Iterable[str]) -> None:
         """Puts items back whose staged pieces turned out to be unusable."""

@@ -147,6 +147,30 @@ def test_finish_waits_for_all_segments_in_any_order(store: Store) -> None:
     assert backlog.finish(0, [["v0", 1, 3, {}]])
 
 
+def test_a_result_of_a_shard_that_is_closed_is_not_taken(store: Store) -> None:
+    """A long video was replaced by a picture: its second segment said that it is whole, and the third is yet to come."""
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    _units(store, plan, backlog)
+    assert not backlog.finish(0, [["v0", 0, 3, {}]])
+    assert backlog.finish(0, [["v0", 0, 1, {}]])
+    backlog.close(0)
+    assert not backlog.finish(0, [["v0", 0, 1, {}]])
+    assert not backlog.finish(0, [["v0", 2, 3, {}]])
+    assert (backlog.open_items, backlog.unpublished) == (0, 0)
+
+
+def test_segments_of_an_item_that_is_done_do_not_count_when_it_is_reopened(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    _units(store, plan, backlog)
+    assert backlog.finish(0, [["v0", 0, 1, {}]])
+    assert not backlog.finish(0, [["v0", 1, 2, {}]])
+    backlog.reopen(0, ["v0"])
+    assert not backlog.finish(0, [["v0", 0, 2, {}]])
+    assert backlog.finish(0, [["v0", 1, 2, {}]])
+
+
 def test_reopened_items_make_the_shard_wait_again(store: Store) -> None:
     plan = _plan(store)
     backlog = Backlog(plan, _needs("xx...."), PRINTS)
