@@ -6,15 +6,17 @@ An open item costs a byte here, whatever the length of its id.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, compress, repeat
 from typing import Any
 
 import numpy as np
 
 from featlib.items import PlanItem
-from featlib.layout import Keys
+from featlib.layout import Keys, PartName
 from featlib.ledger import Rows, has_changed
 from featlib.plan import Plan, PlanItems, digest, shard_rows
+from featlib.shards.commit import read_committed
 from featlib.shards.staging import Piece, StagedItem, piece_keys, read_shards, staged_items
 from featlib.storage import Store, StoreOptions
 from featlib.work import Unit, units_of_shard
@@ -31,6 +33,10 @@ class Backlog:
     Args:
         needs: By label, which items of the plan still need it.
         fingerprints: By label.
+
+    Attributes:
+        rounds: By label and shard, how often it had been committed when this run began; known once ``units`` is read,
+            none where it never was.
     """
 
     def __init__(self, plan: Plan, needs: Mapping[str, Rows], fingerprints: Mapping[str, str]) -> None:
@@ -38,6 +44,8 @@ class Backlog:
         self._is_open = np.zeros(len(plan.ids), dtype=bool)
         self._num_open: dict[int, int] = {}
         self._missing: dict[int, int] = {}  # by row of the plan, a bit for each segment that is still to come
+        self.rounds: dict[str, dict[int, int]] = {}
+        self._cut: set[tuple[str, str]] = set()  # label and key of pieces that a commit behind which was cut names
         self._replaced: dict[tuple[int, str], frozenset[str]] = {}  # keys of the pieces that were there before this run
         self.open_items = 0
         wanted = np.zeros(len(plan.ids), dtype=bool)
@@ -65,12 +73,16 @@ class Backlog:
 
         What is staged is read shard by shard, so a run that had staged much before it was killed costs no more.
         """
+        self.rounds = _rounds(store, keys, self._needs, self.shards)
         keys_of = piece_keys(store, keys)
         begun = {shard: keys_of[shard] for shard in self.shards if shard in keys_of}
         untouched = ((shard, list[Piece]()) for shard in self.shards if shard not in begun)
         for shard, pieces in chain(read_shards(store, begun), untouched):
             mine = items.shard(shard)
             needs = self.needs_of(shard, mine)
+            for label in {label for p in pieces for label in self._older(shard, p)}:
+                self._cut.update((label, key) for key in read_committed(store, keys, label, shard).pieces)
+            pieces = [self._in_time(shard, p) for p in pieces]
             staged = staged_for(pieces, needs, self._fingerprints)
             replaced = _replaced(staged, store.options)
             self._replaced.update(dict.fromkeys(((shard, m) for m in replaced), frozenset(p.key for p in pieces)))
@@ -98,11 +110,27 @@ class Backlog:
         self._num_open[shard] += len(new)
         self.open_items += len(new)
 
+    def _older(self, shard: int, piece: Piece) -> Iterator[str]:
+        """Labels for which a piece was asked before the last commit of its shard."""
+        for label, number in piece.rounds.items():
+            if label in self.rounds and number != self.rounds[label].get(shard, 0):
+                yield label
+
+    def _in_time(self, shard: int, piece: Piece) -> Piece:
+        """The piece without what came too late: it was asked for before a commit, which does not name it. Taken for
+        what ``--retry-failed`` or ``--changed`` asks for, it would be the old result."""
+        late = {label for label in self._older(shard, piece) if (label, piece.key) not in self._cut}
+        if not late:
+            return piece
+        reports = (replace(r, models={m: v for m, v in r.models.items() if m not in late}) for r in piece.reports)
+        return replace(piece, reports=tuple(reports))
+
     def without_replaced(self, shard: int, pieces: Iterable[Piece]) -> list[Piece]:
-        """The pieces without what earlier runs staged of files that were replaced: the clocks of workers may say that
-        it is the newest. What this run staged stays, whichever file its worker found."""
+        """The pieces without what came too late, and without what earlier runs staged of files that were replaced: the
+        clocks of workers may say that it is the newest. What this run staged stays, whichever file its worker found."""
+        pieces = [self._in_time(shard, p) for p in pieces]
         if not self._replaced:
-            return list(pieces)
+            return pieces
         return [
             replace(p, reports=tuple(r for r in p.reports if p.key not in self._replaced.get((shard, r.media_id), ())))
             for p in pieces
@@ -150,6 +178,18 @@ class Backlog:
     def close(self, shard: int) -> None:
         """Forgets a shard that is published."""
         self._num_open.pop(shard, None)
+
+
+def _rounds(store: Store, keys: Keys, labels: Iterable[str], shards: Iterable[int]) -> dict[str, dict[int, int]]:
+    """By label and shard, how often it has been committed; shards that never were are left out."""
+    mine, found = set(shards), dict[str, dict[int, int]]()
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        for label in labels:
+            names = [PartName.parse(info.key) for info in store.list(keys.outcomes(label))]
+            committed = [name.shard for name in names if name is not None and name.shard in mine]
+            outcomes = pool.map(partial(read_committed, store, keys, label), committed)
+            found[label] = {shard: each.rounds for shard, each in zip(committed, outcomes, strict=True)}
+    return found
 
 
 def staged_for(pieces: Iterable[Piece], needs: Needs, fingerprints: Mapping[str, str]) -> dict[str, StagedItem]:

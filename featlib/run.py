@@ -26,9 +26,10 @@ from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
 from featlib.sealed import seal_file, sealable
+from featlib.shards.commit import read_committed
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import piece_keys, read_shards, stage
+from featlib.shards.staging import piece_keys, read_shards, rounds_of, stage
 from featlib.spec import Segment
 from featlib.start import RayStart
 from featlib.storage import Store
@@ -180,6 +181,7 @@ class Run:
         flow = replace(flow, run=f"{self._id}-{number}", is_apart=is_apart)
         task = self._task
         key = f"{task.keys.units}/{flow.run}.units"
+        self._claim.guard()
         task.store.put_file(key, str(units.path))
         self._shown.stage("extracting")
         seen = np.zeros(units.num_units, dtype=bool)
@@ -215,7 +217,8 @@ class Run:
             self.seconds.workers, self.pools = workers, str(pools)
 
     def _take(self, row: Mapping[str, Any]) -> None:
-        """Takes the result of one unit."""
+        """Takes the result of one unit, unless this driver was buried meanwhile."""
+        self._claim.guard()
         stats = json.loads(row["stats"])
         if "fatal" in stats:
             self._claim.check()  # who is buried misses what the other removed
@@ -289,24 +292,37 @@ class Run:
                 rows=(),
                 reports=[report],
                 fingerprints=self._task.fingerprints,
+                rounds=rounds_of(self._task.backlog.rounds, unit.shard),
             )
             self._finish(unit.shard, [finished_entry(report)])
 
     def sweep(self) -> None:
-        """Removes lists of units that earlier, broken runs left behind."""
+        """Removes pieces that came too late: staged for a driver that slept, after another had published."""
+        task = self._task
         self._claim.guard()
-        self._task.store.delete([o.key for o in self._task.store.list(self._task.keys.units)])
+        for shard, pieces in read_shards(task.store, piece_keys(task.store, task.keys)):
+            made = {label for p in pieces for label in p.rounds if label in task.provenance}
+            rounds = {label: read_committed(task.store, task.keys, label, shard).rounds for label in made}
+            late = [p.key for p in pieces if p.rounds and all(rounds.get(m, n) != n for m, n in p.rounds.items())]
+            task.store.delete(late)
 
     def _clean(self) -> None:
-        """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
+        """Removes what earlier, broken runs left behind: pieces of published shards, and those that came too late."""
         task = self._task
-        self.sweep()
+        self._claim.guard()
         staged = piece_keys(task.store, task.keys)
         mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
         for shard, pieces in read_shards(task.store, mine):
             kept = {p.key for p in pieces if not is_spent(p, task.provenance)}
             task.store.delete([key for key in mine[shard] if key not in kept])  # also those that nobody can read
+        self.sweep()
         task.store.sweep_temporary()
+
+
+def sweep_units(store: Store, keys: Keys, claim: Claim) -> None:
+    """Removes lists of units that earlier runs left behind; workers of a driver that was buried stop at that."""
+    claim.guard()
+    store.delete([o.key for o in store.list(keys.units)])
 
 
 def _unit_items(task: Task) -> int:
@@ -348,6 +364,7 @@ def _flow(task: Task, run: str) -> "Flow":
         models=task.models,
         weights=weights,
         fingerprints=task.fingerprints,
+        rounds=task.backlog.rounds,
         wants=tuple(m.want for m in task.models),
         limits=limits,
         flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},

@@ -148,7 +148,7 @@ def test_finish_waits_for_all_segments_in_any_order(store: Store) -> None:
 
 
 def test_a_result_of_a_shard_that_is_closed_is_not_taken(store: Store) -> None:
-    """A long video was replaced by a picture: its second segment said that it is whole, and the third is yet to come."""
+    """A long video was replaced by a picture: its second segment said that it is whole, the third is yet to come."""
     plan = _plan(store)
     backlog = Backlog(plan, _needs("x....."), PRINTS)
     _units(store, plan, backlog)

@@ -68,7 +68,7 @@ def test_networks_are_compiled_for_the_threads_of_one_pass(
         "_ray": (_Flow(), pools),
     }
     run.__dict__["_task"] = SimpleNamespace(models=[model], store=store, keys=keys)
-    run.__dict__["_claim"] = SimpleNamespace(check=lambda: None)
+    run.__dict__["_claim"] = SimpleNamespace(check=lambda: None, guard=lambda: None)
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
     monkeypatch.setattr(run, "_take", lambda _row: None)
@@ -102,7 +102,8 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     pools = plan_pools(Machine(8), Sizes(), {"cnn": "frame"})
     run.__dict__ |= {
         "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_later": [], "_alone": [],
-        "_publisher": nullcontext(publisher), "seconds": Seconds(), "_claim": SimpleNamespace(check=lambda: None),
+        "_publisher": nullcontext(publisher), "seconds": Seconds(),
+        "_claim": SimpleNamespace(check=lambda: None, guard=lambda: None),
     }  # fmt: skip
     backlog = SimpleNamespace(
         units=lambda *_, **__: (Unit(0, ("cnn",), (item,)) for item in items),
@@ -136,6 +137,18 @@ def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> 
     row = {"seq": STOP, "stats": json.dumps({"fatal": "Ray's workers do not reach the output"})}
     run = Run.__new__(Run)
     for claimed, said in ((check, "took over"), (lambda: None, "do not reach")):
-        run.__dict__["_claim"] = SimpleNamespace(check=claimed)
+        run.__dict__["_claim"] = SimpleNamespace(check=claimed, guard=lambda: None)
         with pytest.raises(StoppedError, match=said):
             run._take(row)
+
+
+def test_a_driver_that_was_buried_takes_no_result() -> None:
+    def guard() -> None:
+        raise StoppedError("another driver took over")
+
+    row = {"seq": 0, "shard": 0, "stats": '{"frames_decoded": 1}', "later": "[]", "finished": "[]"}
+    run = Run.__new__(Run)
+    run.__dict__ |= {"_claim": SimpleNamespace(guard=guard), "frames_decoded": 0, "seconds": Seconds()}
+    with pytest.raises(StoppedError, match="took over"):
+        run._take(row)
+    assert run.frames_decoded == 0
