@@ -46,7 +46,7 @@ class Backlog:
         self._missing: dict[int, int] = {}  # by row of the plan, a bit for each segment that is still to come
         self.rounds: dict[str, dict[int, int]] = {}
         self._cut: set[tuple[str, str]] = set()  # label and key of pieces that a commit behind which was cut names
-        self._replaced: dict[tuple[int, str], frozenset[str]] = {}  # keys of the pieces that were there before this run
+        self._replaced: dict[tuple[int, str], frozenset[str]] = {}  # keys of the pieces that count no more
         self.open_items = 0
         wanted = np.zeros(len(plan.ids), dtype=bool)
         for rows in needs.values():
@@ -85,7 +85,7 @@ class Backlog:
             pieces = [self._in_time(shard, p) for p in pieces]
             staged = staged_for(pieces, needs, self._fingerprints)
             replaced = _replaced(staged, store.options)
-            self._replaced.update(dict.fromkeys(((shard, m) for m in replaced), frozenset(p.key for p in pieces)))
+            self.set_aside(shard, replaced, (p.key for p in pieces))
             current = {m: item for m, item in staged.items() if m not in replaced}
             todo, begun_items = self._begin(shard, mine, needs, current)
             yield from units_of_shard(shard, mine, todo, begun_items, unit_items=unit_items, unit_videos=unit_videos)
@@ -126,8 +126,9 @@ class Backlog:
         return replace(piece, reports=tuple(reports))
 
     def without_replaced(self, shard: int, pieces: Iterable[Piece]) -> list[Piece]:
-        """The pieces without what came too late, and without what earlier runs staged of files that were replaced: the
-        clocks of workers may say that it is the newest. What this run staged stays, whichever file its worker found."""
+        """The pieces without what came too late, and without what was staged of an item before it was begun anew, since
+        its file was replaced or a piece was of no use: the clocks of workers may say that it is the newest. What was
+        staged since stays, whichever file its worker found."""
         pieces = [self._in_time(shard, p) for p in pieces]
         if not self._replaced:
             return pieces
@@ -168,7 +169,14 @@ class Backlog:
     def reopen(self, shard: int, media_ids: Iterable[str]) -> None:
         """Puts items back whose staged pieces turned out to be unusable."""
         rows = shard_rows(self._plan, shard)
-        self._open(shard, {rows[digest(media_id)] for media_id in media_ids})
+        again = {rows[digest(media_id)] for media_id in media_ids}
+        for row in again:
+            self._missing.pop(row, None)
+        self._open(shard, again)
+
+    def set_aside(self, shard: int, media_ids: Iterable[str], pieces: Iterable[str]) -> None:
+        """From now on the pieces with these keys do not count for these items."""
+        self._replaced.update(dict.fromkeys(((shard, media_id) for media_id in media_ids), frozenset(pieces)))
 
     @property
     def unpublished(self) -> int:

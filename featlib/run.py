@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from featlib.backlog import Backlog
 from featlib.config import ExtractConfig
 from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
+from featlib.items import ItemReport
 from featlib.layout import Keys
 from featlib.ledger import Ledger
 from featlib.plan import PlanItems
@@ -29,8 +30,8 @@ from featlib.sealed import seal_file, sealable
 from featlib.shards.commit import read_committed
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import piece_keys, read_shards, rounds_of, stage
-from featlib.spec import Segment
+from featlib.shards.staging import piece_keys, read_heads, read_shards, rounds_of, stage
+from featlib.spec import MediaFacts, Segment
 from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
@@ -45,7 +46,7 @@ from featlib.work import (
     units_table,
     videos_in_unit,
 )
-from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry
+from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry, moving_report
 
 if TYPE_CHECKING:
     from featlib.dataflow import Flow
@@ -158,7 +159,8 @@ class Run:
 
     def _all_published(self) -> bool:
         """Waits for the publisher; False when what it did gave new work."""
-        self._settle(self._publisher.wait())
+        while published := self._publisher.wait():  # what became of them may be the last of a shard
+            self._settle(published)
         return not self._later and not self._alone
 
     def _next_units(self) -> list[Unit]:
@@ -257,23 +259,46 @@ class Run:
         """Takes what the publisher did."""
         for result in published:
             if result.again:
-                ids = [item.media_id for unit in result.again for item in unit.items]
-                self._check_again(ids)
-                self._task.backlog.reopen(result.shard, ids)
-                self._later.extend(result.again)
+                self._redo(result.shard, result.again)
             else:
                 for label, outcomes in result.outcomes.items():
                     self._task.ledger.record(label, result.shard, outcomes)
                 self._task.backlog.close(result.shard)
 
-    def _check_again(self, media_ids: Iterable[str]) -> None:
-        self._again.update(media_ids)
-        worst, times = self._again.most_common(1)[0]
-        if times > _MOST_AGAIN:
-            raise StoppedError(
-                f"{worst}: what was staged of it could not be read back {times} times; look whether "
-                f"{self._task.store.url} keeps what it is given, then run the same command again to go on"
-            )
+    def _redo(self, shard: int, units: Sequence[Unit]) -> None:
+        """Begins items anew of which what was staged is of no use: a piece is damaged or gone, or the file was replaced
+        while its segments were read. A file that is replaced each time ends as that."""
+        task = self._task
+        ids = [item.media_id for unit in units for item in unit.items]
+        self._again.update(ids)
+        task.backlog.reopen(shard, ids)
+        keys = piece_keys(task.store, task.keys, shard).get(shard, [])
+        spoilt = {media_id for media_id in ids if self._again[media_id] > _MOST_AGAIN}
+        versions = self._versions(shard, keys, spoilt) if spoilt else {}
+        task.backlog.set_aside(shard, ids, keys)
+        self._later.extend(unit for unit in units if unit.items[0].media_id not in spoilt)
+        for unit in units:
+            item = replace(unit.items[0], attempt=self._again[unit.items[0].media_id])
+            if item.media_id in spoilt:
+                self._stage_outcome(
+                    unit, f"{self._id}-moving", moving_report(item, unit.labels, versions[item.media_id])
+                )
+
+    def _versions(self, shard: int, keys: Sequence[str], media_ids: Collection[str]) -> dict[str, MediaFacts]:
+        """By media id, what was last seen of files that were replaced while they were read.
+
+        Raises:
+            StoppedError: One was not; so what was staged of it is damaged, or gone.
+        """
+        pieces = self._task.backlog.without_replaced(shard, read_heads(self._task.store, keys))
+        seen = {media_id: [r for p in pieces for r in p.reports if r.media_id == media_id] for media_id in media_ids}
+        for media_id, reports in seen.items():
+            if len({r.source for r in reports} - {(None, None)}) < 2:
+                raise StoppedError(
+                    f"{media_id}: what was staged of it could not be read back {self._again[media_id]} times; look "
+                    f"whether {self._task.store.url} keeps what it is given, then run the same command again to go on"
+                )
+        return {media_id: max(reports, key=lambda r: r.created).facts for media_id, reports in seen.items()}
 
     def _lost(self, unit: Unit, run: str) -> None:
         """A unit whose worker died: its items are tried alone, and at last the loss is their outcome."""
@@ -284,17 +309,21 @@ class Run:
                 continue
             tried = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt - 1)
             report = died_report(tried, unit.labels, Segment(unit.k, unit.n, unit.by))
-            stage(
-                self._task.store,
-                self._task.keys,
-                shard=unit.shard,
-                unit=f"{run}-died-{item.media_id[:64]}-{unit.k}",
-                rows=(),
-                reports=[report],
-                fingerprints=self._task.fingerprints,
-                rounds=rounds_of(self._task.backlog.rounds, unit.shard),
-            )
-            self._finish(unit.shard, [finished_entry(report)])
+            self._stage_outcome(unit, f"{run}-died", report)
+
+    def _stage_outcome(self, unit: Unit, prefix: str, report: ItemReport) -> None:
+        """Ends an item, or a segment of it, that no worker brings to an end."""
+        stage(
+            self._task.store,
+            self._task.keys,
+            shard=unit.shard,
+            unit=f"{prefix}-{report.media_id[:64]}-{unit.k}",
+            rows=(),
+            reports=[report],
+            fingerprints=self._task.fingerprints,
+            rounds=rounds_of(self._task.backlog.rounds, unit.shard),
+        )
+        self._finish(unit.shard, [finished_entry(report)])
 
     def sweep(self) -> None:
         """Removes pieces that came too late: staged for a driver that slept, after another had published."""

@@ -345,12 +345,23 @@ def finished_entry(report: ItemReport) -> list[Any]:
 
 def died_report(item: UnitItem, labels: Sequence[str], segment: Segment) -> ItemReport:
     """The report of an item whose worker died every time it was tried."""
-    failed = ModelReport(
-        "failed",
-        error_class="worker_died",
-        error_message=f"the worker died or failed on this item {item.attempt} times",
-        retryable=True,
-    )
+    message = f"the worker died or failed on this item {item.attempt} times"
+    return _failed_report(item, labels, segment if segment.n else Segment(0, 1), MediaFacts(), "worker_died", message)
+
+
+def moving_report(item: UnitItem, labels: Sequence[str], facts: MediaFacts) -> ItemReport:
+    """The report of a long item of which segments were read from several versions, every time it was tried.
+
+    Args:
+        facts: Of one of them.
+    """
+    message = f"the file was replaced or written to while it was read, {item.attempt} times"
+    return _failed_report(item, labels, Segment(0, 1), facts, "corrupt", message)
+
+
+def _failed_report(
+    item: UnitItem, labels: Sequence[str], segment: Segment, facts: MediaFacts, error_class: str, message: str
+) -> ItemReport:
+    failed = ModelReport("failed", error_class=error_class, error_message=message, retryable=True)
     models = dict.fromkeys(labels, failed)
-    segment = segment if segment.n else Segment(0, 1)
-    return ItemReport(item.media_id, item.uri, segment, MediaFacts(), item.attempt, time.time(), models)
+    return ItemReport(item.media_id, item.uri, segment, facts, item.attempt, time.time(), models)

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -119,15 +118,6 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     monkeypatch.setattr(run, "_all_published", lambda: not run._later and not run._alone)
     run._work()
     assert passes == [(False, ["v0", "v1", "v2"]), (True, ["v1"]), (False, ["v0"])]
-
-
-def test_what_cannot_be_read_back_again_and_again_stops_the_run() -> None:
-    run = Run.__new__(Run)
-    run.__dict__ |= {"_again": Counter(), "_task": SimpleNamespace(store=Store("out"))}
-    for _ in range(3):
-        run._check_again(["v0", "v1"])
-    with pytest.raises(StoppedError, match="v0: what was staged of it could not be read back 4 times"):
-        run._check_again(["v0"])
 
 
 def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> None:
