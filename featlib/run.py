@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ class Run:
     def __init__(self, task: Task, claim: Claim, shown: Reporter, on_event: Event) -> None:
         self._task, self._claim, self._shown, self._on_event = task, claim, shown, on_event
         self._id = uuid.uuid4().hex[:10]
-        self._later: list[Unit] = []
+        self._later: _UnitsFile  # those of the next pass
         self._alone: list[Unit] = []  # of which a worker died; it may have taken those along that waited in it
         self._again = Counter[str]()  # by media id, how often what was staged was of no use
         self._bad: set[str] = set()
@@ -131,11 +131,13 @@ class Run:
         started = time.monotonic()
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
-            units = _UnitsFile(Path(folder) / "units-0")
+            files = (_UnitsFile(Path(folder) / f"units-{i}") for i in count())
+            units, self._later = next(files), next(files)
             unit_items, unit_videos = _unit_items(task), _unit_videos(task)
-            units.write(
+            units.extend(
                 task.backlog.units(task.store, task.keys, task.items, unit_items=unit_items, unit_videos=unit_videos)
             )
+            units.close()
             ready = task.backlog.ready_shards()
             if ready:
                 self._shown.stage("publishing what was staged before")
@@ -147,8 +149,7 @@ class Run:
                 if units.num_units:
                     self._pass(units, number, is_apart=is_apart)
                 number, is_apart = number + 1, bool(self._alone)
-                units = _UnitsFile(Path(folder) / f"units-{number}")
-                units.write(iter(self._next_units()))
+                units = self._next_units(files)
         if task.backlog.open_items or task.backlog.unpublished:  # never, unless what workers say cannot be true
             raise StoppedError(
                 f"{task.backlog.open_items} media and {task.backlog.unpublished} shards came to no end though all work "
@@ -161,14 +162,17 @@ class Run:
         """Waits for the publisher; False when what it did gave new work."""
         while published := self._publisher.wait():  # what became of them may be the last of a shard
             self._settle(published)
-        return not self._later and not self._alone
+        return not self._later.num_units and not self._alone
 
-    def _next_units(self) -> list[Unit]:
+    def _next_units(self, files: "Iterator[_UnitsFile]") -> "_UnitsFile":
         """Those that were lost have a pass of their own."""
+        units = next(files)
         if self._alone:
-            units, self._alone = self._alone, []
+            units.extend(self._alone)
+            self._alone = []
         else:
-            units, self._later = self._later, []
+            units, self._later = self._later, units
+        units.close()
         return units
 
     def _pass(self, units: "_UnitsFile", number: int, *, is_apart: bool) -> None:
@@ -402,20 +406,38 @@ def _flow(task: Task, run: str) -> "Flow":
 
 
 class _UnitsFile:
-    """The units of a pass in a local Parquet file, written as a stream and numbered from 0."""
+    """The units of a pass in a local Parquet file, numbered from 0 and written as they come: those of a million long
+    videos would take more than a gigabyte of memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_units = 0
+        self._waiting: list[Unit] = []
+        self._writer: pq.ParquetWriter | None = None
 
-    def write(self, units: Iterator[Unit]) -> None:
-        """Writes all units."""
+    def extend(self, units: Iterable[Unit]) -> None:
+        """Takes further units."""
+        for unit in units:
+            self._waiting.append(unit)
+            self.num_units += 1
+            if len(self._waiting) == UNITS_A_GROUP:
+                self._write()
+
+    def close(self) -> None:
+        """Makes the file whole; where there is no unit, there is no file."""
+        if self._waiting:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+            seal_file(self.path)
+
+    def _write(self) -> None:
         schema = sealable(UNITS)
-        with pq.ParquetWriter(self.path, schema, write_page_checksum=True) as writer:
-            while batch := list(islice(units, UNITS_A_GROUP)):
-                writer.write_table(units_table(batch, self.num_units).replace_schema_metadata(schema.metadata))
-                self.num_units += len(batch)
-        seal_file(self.path)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, schema, write_page_checksum=True)
+        table = units_table(self._waiting, self.num_units - len(self._waiting))
+        self._writer.write_table(table.replace_schema_metadata(schema.metadata))
+        self._waiting = []
 
     def read(self, wanted: npt.NDArray[np.bool_]) -> Iterator[Unit]:
         """The units whose number is wanted."""

@@ -17,7 +17,7 @@ from featlib.errors import StoppedError
 from featlib.layout import Keys
 from featlib.pools import Machine, Pools, Sizes, plan_pools
 from featlib.progress import SilentReporter
-from featlib.run import Run
+from featlib.run import Run, _UnitsFile
 from featlib.storage import Store
 from featlib.summary import Seconds
 from featlib.work import Unit, UnitItem, unit_from_row
@@ -100,7 +100,7 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     publisher = SimpleNamespace(put=lambda _shard: None, wait=list, __enter__=None, __exit__=None)
     pools = plan_pools(Machine(8), Sizes(), {"cnn": "frame"})
     run.__dict__ |= {
-        "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_later": [], "_alone": [],
+        "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_alone": [],
         "_publisher": nullcontext(publisher), "seconds": Seconds(),
         "_claim": SimpleNamespace(check=lambda: None, guard=lambda: None),
     }  # fmt: skip
@@ -115,7 +115,7 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     monkeypatch.setattr("featlib.run._unit_videos", lambda _task: 1)
     for name, what in (("_count_workers", lambda _: None), ("_take", take), ("_clean", lambda: None)):
         monkeypatch.setattr(run, name, what)
-    monkeypatch.setattr(run, "_all_published", lambda: not run._later and not run._alone)
+    monkeypatch.setattr(run, "_all_published", lambda: not run._later.num_units and not run._alone)
     run._work()
     assert passes == [(False, ["v0", "v1", "v2"]), (True, ["v1"]), (False, ["v0"])]
 
@@ -142,3 +142,17 @@ def test_a_driver_that_was_buried_takes_no_result() -> None:
     with pytest.raises(StoppedError, match="took over"):
         run._take(row)
     assert run.frames_decoded == 0
+
+
+def test_units_of_the_next_pass_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only the last row group has fewer, by which workers find them."""
+    monkeypatch.setattr("featlib.run.UNITS_A_GROUP", 3)
+    units = [Unit(0, ("cnn",), (UnitItem(f"v{i}", f"v{i}.mp4"),), i, 9, "tables") for i in range(8)]
+    file = _UnitsFile(tmp_path / "units")
+    for start in range(0, 8, 2):
+        file.extend(units[start : start + 2])
+        assert len(file._waiting) < 3
+    file.close()
+    groups = pq.ParquetFile(file.path)
+    assert [groups.read_row_group(i)["seq"].to_pylist() for i in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert list(file.read(np.ones(8, dtype=bool))) == units
