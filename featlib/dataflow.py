@@ -48,6 +48,7 @@ class Flow:
     Args:
         weights: By label, where ``ship`` put the weights.
         fingerprints: By label.
+        rounds: By label and shard, how often it has been committed.
         flow_weights: By kind of optical flow, where ``ship`` put the weights of its method.
         decode: ``module:function`` that decodes an item.
         is_apart: An actor holds one unit at a time. Else the next one waits in it already, and dies with it.
@@ -60,6 +61,7 @@ class Flow:
     models: tuple["ResolvedModel", ...]
     weights: Mapping[str, Any]
     fingerprints: Mapping[str, str]
+    rounds: Mapping[str, Mapping[int, int]]
     wants: tuple[Want, ...]
     limits: "Limits"
     flow_weights: Mapping[FlowSpec, Any] = field(default_factory=dict)
@@ -163,7 +165,9 @@ def _graph(flow: Flow, pools: Pools, units_key: str, num_units: int) -> Any:
             fn_constructor_kwargs={"spec": spec, "payload_refs": payload_refs},
             **_pool(flow, min(pool.workers, num_units), pool.num_cpus, pool.num_gpus),
         )
-    stage = StageWorker(flow.output, flow.store_options, flow.dataset, flow.run, flow.fingerprints)
+    stage = StageWorker(
+        flow.output, flow.store_options, flow.dataset, flow.run, flow.fingerprints, flow.rounds, units_key
+    )
     return dataset.map_batches(
         stage.__call__,
         batch_size=None,

@@ -17,7 +17,7 @@ from featlib.manifest import read_manifest
 from featlib.plan import Plan, PlanItems, grow, read_plan
 from featlib.progress import Reporter, SilentReporter
 from featlib.publisher import remove_history
-from featlib.run import Run, Task
+from featlib.run import Run, Task, sweep_units
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance, to_json
 from featlib.start import RayStart
@@ -92,6 +92,7 @@ def _claimed(
     with Claim(store, keys) as claim:
         shown.stage("reading the manifest")
         claim.settle()
+        sweep_units(store, keys, claim)
         # Again: a driver that ended meanwhile may have registered.
         partition.check(store, keys, _provenance(config, models))
         plan, selected = _plan(config, store, keys, options, claim)

@@ -4,9 +4,9 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from featlib.backlog import Backlog
 from featlib.config import ExtractConfig
 from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
+from featlib.items import ItemReport
 from featlib.layout import Keys
 from featlib.ledger import Ledger
 from featlib.plan import PlanItems
@@ -26,10 +27,11 @@ from featlib.pools import Pools
 from featlib.progress import Reporter
 from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
 from featlib.sealed import seal_file, sealable
+from featlib.shards.commit import read_committed
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import piece_keys, read_shards, stage
-from featlib.spec import Segment
+from featlib.shards.staging import piece_keys, read_heads, read_shards, rounds_of, stage
+from featlib.spec import MediaFacts, Segment
 from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
@@ -44,7 +46,7 @@ from featlib.work import (
     units_table,
     videos_in_unit,
 )
-from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry
+from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry, moving_report
 
 if TYPE_CHECKING:
     from featlib.dataflow import Flow
@@ -87,7 +89,7 @@ class Run:
     def __init__(self, task: Task, claim: Claim, shown: Reporter, on_event: Event) -> None:
         self._task, self._claim, self._shown, self._on_event = task, claim, shown, on_event
         self._id = uuid.uuid4().hex[:10]
-        self._later: list[Unit] = []
+        self._later: _UnitsFile  # those of the next pass
         self._alone: list[Unit] = []  # of which a worker died; it may have taken those along that waited in it
         self._again = Counter[str]()  # by media id, how often what was staged was of no use
         self._bad: set[str] = set()
@@ -129,11 +131,13 @@ class Run:
         started = time.monotonic()
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
-            units = _UnitsFile(Path(folder) / "units-0")
+            files = (_UnitsFile(Path(folder) / f"units-{i}") for i in count())
+            units, self._later = next(files), next(files)
             unit_items, unit_videos = _unit_items(task), _unit_videos(task)
-            units.write(
+            units.extend(
                 task.backlog.units(task.store, task.keys, task.items, unit_items=unit_items, unit_videos=unit_videos)
             )
+            units.close()
             ready = task.backlog.ready_shards()
             if ready:
                 self._shown.stage("publishing what was staged before")
@@ -145,8 +149,7 @@ class Run:
                 if units.num_units:
                     self._pass(units, number, is_apart=is_apart)
                 number, is_apart = number + 1, bool(self._alone)
-                units = _UnitsFile(Path(folder) / f"units-{number}")
-                units.write(iter(self._next_units()))
+                units = self._next_units(files)
         if task.backlog.open_items or task.backlog.unpublished:  # never, unless what workers say cannot be true
             raise StoppedError(
                 f"{task.backlog.open_items} media and {task.backlog.unpublished} shards came to no end though all work "
@@ -157,15 +160,19 @@ class Run:
 
     def _all_published(self) -> bool:
         """Waits for the publisher; False when what it did gave new work."""
-        self._settle(self._publisher.wait())
-        return not self._later and not self._alone
+        while published := self._publisher.wait():  # what became of them may be the last of a shard
+            self._settle(published)
+        return not self._later.num_units and not self._alone
 
-    def _next_units(self) -> list[Unit]:
+    def _next_units(self, files: "Iterator[_UnitsFile]") -> "_UnitsFile":
         """Those that were lost have a pass of their own."""
+        units = next(files)
         if self._alone:
-            units, self._alone = self._alone, []
+            units.extend(self._alone)
+            self._alone = []
         else:
-            units, self._later = self._later, []
+            units, self._later = self._later, units
+        units.close()
         return units
 
     def _pass(self, units: "_UnitsFile", number: int, *, is_apart: bool) -> None:
@@ -180,6 +187,7 @@ class Run:
         flow = replace(flow, run=f"{self._id}-{number}", is_apart=is_apart)
         task = self._task
         key = f"{task.keys.units}/{flow.run}.units"
+        self._claim.guard()
         task.store.put_file(key, str(units.path))
         self._shown.stage("extracting")
         seen = np.zeros(units.num_units, dtype=bool)
@@ -215,7 +223,8 @@ class Run:
             self.seconds.workers, self.pools = workers, str(pools)
 
     def _take(self, row: Mapping[str, Any]) -> None:
-        """Takes the result of one unit."""
+        """Takes the result of one unit, unless this driver was buried meanwhile."""
+        self._claim.guard()
         stats = json.loads(row["stats"])
         if "fatal" in stats:
             self._claim.check()  # who is buried misses what the other removed
@@ -254,23 +263,46 @@ class Run:
         """Takes what the publisher did."""
         for result in published:
             if result.again:
-                ids = [item.media_id for unit in result.again for item in unit.items]
-                self._check_again(ids)
-                self._task.backlog.reopen(result.shard, ids)
-                self._later.extend(result.again)
+                self._redo(result.shard, result.again)
             else:
                 for label, outcomes in result.outcomes.items():
                     self._task.ledger.record(label, result.shard, outcomes)
                 self._task.backlog.close(result.shard)
 
-    def _check_again(self, media_ids: Iterable[str]) -> None:
-        self._again.update(media_ids)
-        worst, times = self._again.most_common(1)[0]
-        if times > _MOST_AGAIN:
-            raise StoppedError(
-                f"{worst}: what was staged of it could not be read back {times} times; look whether "
-                f"{self._task.store.url} keeps what it is given, then run the same command again to go on"
-            )
+    def _redo(self, shard: int, units: Sequence[Unit]) -> None:
+        """Begins items anew of which what was staged is of no use: a piece is damaged or gone, or the file was replaced
+        while its segments were read. A file that is replaced each time ends as that."""
+        task = self._task
+        ids = [item.media_id for unit in units for item in unit.items]
+        self._again.update(ids)
+        task.backlog.reopen(shard, ids)
+        keys = piece_keys(task.store, task.keys, shard).get(shard, [])
+        spoilt = {media_id for media_id in ids if self._again[media_id] > _MOST_AGAIN}
+        versions = self._versions(shard, keys, spoilt) if spoilt else {}
+        task.backlog.set_aside(shard, ids, keys)
+        self._later.extend(unit for unit in units if unit.items[0].media_id not in spoilt)
+        for unit in units:
+            item = replace(unit.items[0], attempt=self._again[unit.items[0].media_id])
+            if item.media_id in spoilt:
+                self._stage_outcome(
+                    unit, f"{self._id}-moving", moving_report(item, unit.labels, versions[item.media_id])
+                )
+
+    def _versions(self, shard: int, keys: Sequence[str], media_ids: Collection[str]) -> dict[str, MediaFacts]:
+        """By media id, what was last seen of files that were replaced while they were read.
+
+        Raises:
+            StoppedError: One was not; so what was staged of it is damaged, or gone.
+        """
+        pieces = self._task.backlog.without_replaced(shard, read_heads(self._task.store, keys))
+        seen = {media_id: [r for p in pieces for r in p.reports if r.media_id == media_id] for media_id in media_ids}
+        for media_id, reports in seen.items():
+            if len({r.source for r in reports} - {(None, None)}) < 2:
+                raise StoppedError(
+                    f"{media_id}: what was staged of it could not be read back {self._again[media_id]} times; look "
+                    f"whether {self._task.store.url} keeps what it is given, then run the same command again to go on"
+                )
+        return {media_id: max(reports, key=lambda r: r.created).facts for media_id, reports in seen.items()}
 
     def _lost(self, unit: Unit, run: str) -> None:
         """A unit whose worker died: its items are tried alone, and at last the loss is their outcome."""
@@ -281,32 +313,49 @@ class Run:
                 continue
             tried = UnitItem(item.media_id, item.uri, item.start_s, item.end_s, item.attempt - 1)
             report = died_report(tried, unit.labels, Segment(unit.k, unit.n, unit.by))
-            stage(
-                self._task.store,
-                self._task.keys,
-                shard=unit.shard,
-                unit=f"{run}-died-{item.media_id[:64]}-{unit.k}",
-                rows=(),
-                reports=[report],
-                fingerprints=self._task.fingerprints,
-            )
-            self._finish(unit.shard, [finished_entry(report)])
+            self._stage_outcome(unit, f"{run}-died", report)
+
+    def _stage_outcome(self, unit: Unit, prefix: str, report: ItemReport) -> None:
+        """Ends an item, or a segment of it, that no worker brings to an end."""
+        stage(
+            self._task.store,
+            self._task.keys,
+            shard=unit.shard,
+            unit=f"{prefix}-{report.media_id[:64]}-{unit.k}",
+            rows=(),
+            reports=[report],
+            fingerprints=self._task.fingerprints,
+            rounds=rounds_of(self._task.backlog.rounds, unit.shard),
+        )
+        self._finish(unit.shard, [finished_entry(report)])
 
     def sweep(self) -> None:
-        """Removes lists of units that earlier, broken runs left behind."""
+        """Removes pieces that came too late: staged for a driver that slept, after another had published."""
+        task = self._task
         self._claim.guard()
-        self._task.store.delete([o.key for o in self._task.store.list(self._task.keys.units)])
+        for shard, pieces in read_shards(task.store, piece_keys(task.store, task.keys)):
+            made = {label for p in pieces for label in p.rounds if label in task.provenance}
+            rounds = {label: read_committed(task.store, task.keys, label, shard).rounds for label in made}
+            late = [p.key for p in pieces if p.rounds and all(rounds.get(m, n) != n for m, n in p.rounds.items())]
+            task.store.delete(late)
 
     def _clean(self) -> None:
-        """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
+        """Removes what earlier, broken runs left behind: pieces of published shards, and those that came too late."""
         task = self._task
-        self.sweep()
+        self._claim.guard()
         staged = piece_keys(task.store, task.keys)
         mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
         for shard, pieces in read_shards(task.store, mine):
             kept = {p.key for p in pieces if not is_spent(p, task.provenance)}
             task.store.delete([key for key in mine[shard] if key not in kept])  # also those that nobody can read
+        self.sweep()
         task.store.sweep_temporary()
+
+
+def sweep_units(store: Store, keys: Keys, claim: Claim) -> None:
+    """Removes lists of units that earlier runs left behind; workers of a driver that was buried stop at that."""
+    claim.guard()
+    store.delete([o.key for o in store.list(keys.units)])
 
 
 def _unit_items(task: Task) -> int:
@@ -348,6 +397,7 @@ def _flow(task: Task, run: str) -> "Flow":
         models=task.models,
         weights=weights,
         fingerprints=task.fingerprints,
+        rounds=task.backlog.rounds,
         wants=tuple(m.want for m in task.models),
         limits=limits,
         flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},
@@ -356,20 +406,38 @@ def _flow(task: Task, run: str) -> "Flow":
 
 
 class _UnitsFile:
-    """The units of a pass in a local Parquet file, written as a stream and numbered from 0."""
+    """The units of a pass in a local Parquet file, numbered from 0 and written as they come: those of a million long
+    videos would take more than a gigabyte of memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_units = 0
+        self._waiting: list[Unit] = []
+        self._writer: pq.ParquetWriter | None = None
 
-    def write(self, units: Iterator[Unit]) -> None:
-        """Writes all units."""
+    def extend(self, units: Iterable[Unit]) -> None:
+        """Takes further units."""
+        for unit in units:
+            self._waiting.append(unit)
+            self.num_units += 1
+            if len(self._waiting) == UNITS_A_GROUP:
+                self._write()
+
+    def close(self) -> None:
+        """Makes the file whole; where there is no unit, there is no file."""
+        if self._waiting:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+            seal_file(self.path)
+
+    def _write(self) -> None:
         schema = sealable(UNITS)
-        with pq.ParquetWriter(self.path, schema, write_page_checksum=True) as writer:
-            while batch := list(islice(units, UNITS_A_GROUP)):
-                writer.write_table(units_table(batch, self.num_units).replace_schema_metadata(schema.metadata))
-                self.num_units += len(batch)
-        seal_file(self.path)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, schema, write_page_checksum=True)
+        table = units_table(self._waiting, self.num_units - len(self._waiting))
+        self._writer.write_table(table.replace_schema_metadata(schema.metadata))
+        self._waiting = []
 
     def read(self, wanted: npt.NDArray[np.bool_]) -> Iterator[Unit]:
         """The units whose number is wanted."""

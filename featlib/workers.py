@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featlib.arrays import Extracted, Stretches
-from featlib.errors import DamagedError, FeatlibError
+from featlib.errors import DamagedError, FeatlibError, StoppedError
 from featlib.faults import memory_reason
 from featlib.items import ItemReport, ModelReport
 from featlib.layout import Keys
 from featlib.sealed import open_part, reread
-from featlib.shards.staging import feature_rows, stage
+from featlib.shards.staging import feature_rows, rounds_of, stage
 from featlib.spec import Decoded, MediaFacts, MediaItem, Segment, Status, Want
 from featlib.storage import Store, StoreOptions
 from featlib.unit import (
@@ -250,15 +250,28 @@ def _extracted(row: pa.Table, engine: "Engine | RegionEngine") -> tuple[pa.Table
 
 
 class StageWorker:
-    """Puts one staged piece a unit and tells the driver what is in it."""
+    """Puts one staged piece a unit and tells the driver what is in it.
+
+    Args:
+        rounds: By label and shard, how often it has been committed.
+        units_key: Of what the pass was asked for. A driver that takes over removes it: nobody waits for the piece then.
+    """
 
     def __init__(
-        self, output: str, store_options: StoreOptions, dataset: str, run: str, fingerprints: Mapping[str, str]
+        self,
+        output: str,
+        store_options: StoreOptions,
+        dataset: str,
+        run: str,
+        fingerprints: Mapping[str, str],
+        rounds: Mapping[str, Mapping[int, int]],
+        units_key: str,
     ) -> None:
         self._store = Store(output, store_options)
         self._keys = Keys(dataset)
         self._run = run
-        self._fingerprints = dict(fingerprints)
+        self._fingerprints, self._rounds = dict(fingerprints), rounds
+        self._units_key = units_key
 
     def __call__(self, row: pa.Table) -> pa.Table:
         started = time.perf_counter()
@@ -267,6 +280,8 @@ class StageWorker:
         reports, tables = ([], []) if "fatal" in stats else self._rows(row)
         if reports:
             try:
+                if self._store.stat(self._units_key) is None:
+                    raise StoppedError(f"{self._units_key} is gone, another driver took over")
                 self._stage(shard, f"{self._run}-{seq:08d}", tables, reports)
             except FeatlibError as error:  # of the store or of its keys on this node, not of the media
                 stats["fatal"], reports = unreached(socket.gethostname(), error), []
@@ -284,6 +299,7 @@ class StageWorker:
             rows=tables,
             reports=reports,
             fingerprints=self._fingerprints,
+            rounds=rounds_of(self._rounds, shard),
         )
 
     def _rows(self, row: pa.Table) -> tuple[list[ItemReport], list[pa.Table]]:
@@ -329,12 +345,23 @@ def finished_entry(report: ItemReport) -> list[Any]:
 
 def died_report(item: UnitItem, labels: Sequence[str], segment: Segment) -> ItemReport:
     """The report of an item whose worker died every time it was tried."""
-    failed = ModelReport(
-        "failed",
-        error_class="worker_died",
-        error_message=f"the worker died or failed on this item {item.attempt} times",
-        retryable=True,
-    )
+    message = f"the worker died or failed on this item {item.attempt} times"
+    return _failed_report(item, labels, segment if segment.n else Segment(0, 1), MediaFacts(), "worker_died", message)
+
+
+def moving_report(item: UnitItem, labels: Sequence[str], facts: MediaFacts) -> ItemReport:
+    """The report of a long item of which segments were read from several versions, every time it was tried.
+
+    Args:
+        facts: Of one of them.
+    """
+    message = f"the file was replaced or written to while it was read, {item.attempt} times"
+    return _failed_report(item, labels, Segment(0, 1), facts, "corrupt", message)
+
+
+def _failed_report(
+    item: UnitItem, labels: Sequence[str], segment: Segment, facts: MediaFacts, error_class: str, message: str
+) -> ItemReport:
+    failed = ModelReport("failed", error_class=error_class, error_message=message, retryable=True)
     models = dict.fromkeys(labels, failed)
-    segment = segment if segment.n else Segment(0, 1)
-    return ItemReport(item.media_id, item.uri, segment, MediaFacts(), item.attempt, time.time(), models)
+    return ItemReport(item.media_id, item.uri, segment, facts, item.attempt, time.time(), models)

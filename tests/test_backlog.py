@@ -147,6 +147,30 @@ def test_finish_waits_for_all_segments_in_any_order(store: Store) -> None:
     assert backlog.finish(0, [["v0", 1, 3, {}]])
 
 
+def test_a_result_of_a_shard_that_is_closed_is_not_taken(store: Store) -> None:
+    """A long video was replaced by a picture: its second segment said that it is whole, the third is yet to come."""
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    _units(store, plan, backlog)
+    assert not backlog.finish(0, [["v0", 0, 3, {}]])
+    assert backlog.finish(0, [["v0", 0, 1, {}]])
+    backlog.close(0)
+    assert not backlog.finish(0, [["v0", 0, 1, {}]])
+    assert not backlog.finish(0, [["v0", 2, 3, {}]])
+    assert (backlog.open_items, backlog.unpublished) == (0, 0)
+
+
+def test_segments_of_an_item_that_is_done_do_not_count_when_it_is_reopened(store: Store) -> None:
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("x....."), PRINTS)
+    _units(store, plan, backlog)
+    assert backlog.finish(0, [["v0", 0, 1, {}]])
+    assert not backlog.finish(0, [["v0", 1, 2, {}]])
+    backlog.reopen(0, ["v0"])
+    assert not backlog.finish(0, [["v0", 0, 2, {}]])
+    assert backlog.finish(0, [["v0", 1, 2, {}]])
+
+
 def test_reopened_items_make_the_shard_wait_again(store: Store) -> None:
     plan = _plan(store)
     backlog = Backlog(plan, _needs("xx...."), PRINTS)
@@ -220,6 +244,26 @@ def test_what_this_run_staged_counts_even_of_a_file_that_gave_way(store: Store, 
     _stage_of(store, "v0", media, created=7200.0)
     pieces = backlog.without_replaced(0, list_pieces(store, KEYS)[0])
     assert staged_for(pieces, {"v0": ("a",)}, PRINTS)["v0"].complete
+
+
+def test_of_an_item_begun_anew_what_was_staged_before_does_not_count(store: Store) -> None:
+    """Its file was replaced between two segments; the node that read the first is an hour ahead."""
+    plan = _plan(store)
+    backlog = Backlog(plan, _needs("xx...."), PRINTS)
+    _units(store, plan, backlog)
+    first = staged(store, "r-0", [Item("v0", k=0, n=2, etag="e1", created=3600.0), Item("v1", created=3600.0)])
+    backlog.finish(0, [["v0", 0, 2, {}], ["v0", 1, 2, {}], ["v1", 0, 1, {}]])
+    backlog.reopen(0, ["v0"])
+    backlog.set_aside(0, ["v0"], [first])
+    assert not backlog.finish(0, [["v0", 1, 2, {}]]), "both segments are to come"
+    for k in range(2):
+        staged(store, f"s-{k}", [Item("v0", k=k, n=2, etag="e2")])
+    pieces = backlog.without_replaced(0, list_pieces(store, KEYS)[0])
+    found = staged_for(pieces, dict.fromkeys(("v0", "v1"), ("a",)), PRINTS)
+    assert {m: (s.complete, s.reports[0].facts.etag) for m, s in found.items()} == {
+        "v0": (True, "e2"),
+        "v1": (True, "e0"),
+    }
 
 
 def test_what_is_staged_is_read_as_its_shards_come(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from featlib.errors import StoppedError
 from featlib.layout import Keys
 from featlib.pools import Machine, Pools, Sizes, plan_pools
 from featlib.progress import SilentReporter
-from featlib.run import Run
+from featlib.run import Run, _UnitsFile
 from featlib.storage import Store
 from featlib.summary import Seconds
 from featlib.work import Unit, UnitItem, unit_from_row
@@ -68,7 +67,7 @@ def test_networks_are_compiled_for_the_threads_of_one_pass(
         "_ray": (_Flow(), pools),
     }
     run.__dict__["_task"] = SimpleNamespace(models=[model], store=store, keys=keys)
-    run.__dict__["_claim"] = SimpleNamespace(check=lambda: None)
+    run.__dict__["_claim"] = SimpleNamespace(check=lambda: None, guard=lambda: None)
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr(run, "_count_workers", lambda _pools: None)
     monkeypatch.setattr(run, "_take", lambda _row: None)
@@ -101,8 +100,9 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     publisher = SimpleNamespace(put=lambda _shard: None, wait=list, __enter__=None, __exit__=None)
     pools = plan_pools(Machine(8), Sizes(), {"cnn": "frame"})
     run.__dict__ |= {
-        "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_later": [], "_alone": [],
-        "_publisher": nullcontext(publisher), "seconds": Seconds(), "_claim": SimpleNamespace(check=lambda: None),
+        "_id": "r", "_shown": SilentReporter(), "_threads": {}, "_ray": (flow, pools), "_alone": [],
+        "_publisher": nullcontext(publisher), "seconds": Seconds(),
+        "_claim": SimpleNamespace(check=lambda: None, guard=lambda: None),
     }  # fmt: skip
     backlog = SimpleNamespace(
         units=lambda *_, **__: (Unit(0, ("cnn",), (item,)) for item in items),
@@ -115,18 +115,9 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     monkeypatch.setattr("featlib.run._unit_videos", lambda _task: 1)
     for name, what in (("_count_workers", lambda _: None), ("_take", take), ("_clean", lambda: None)):
         monkeypatch.setattr(run, name, what)
-    monkeypatch.setattr(run, "_all_published", lambda: not run._later and not run._alone)
+    monkeypatch.setattr(run, "_all_published", lambda: not run._later.num_units and not run._alone)
     run._work()
     assert passes == [(False, ["v0", "v1", "v2"]), (True, ["v1"]), (False, ["v0"])]
-
-
-def test_what_cannot_be_read_back_again_and_again_stops_the_run() -> None:
-    run = Run.__new__(Run)
-    run.__dict__ |= {"_again": Counter(), "_task": SimpleNamespace(store=Store("out"))}
-    for _ in range(3):
-        run._check_again(["v0", "v1"])
-    with pytest.raises(StoppedError, match="v0: what was staged of it could not be read back 4 times"):
-        run._check_again(["v0"])
 
 
 def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> None:
@@ -136,6 +127,32 @@ def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> 
     row = {"seq": STOP, "stats": json.dumps({"fatal": "Ray's workers do not reach the output"})}
     run = Run.__new__(Run)
     for claimed, said in ((check, "took over"), (lambda: None, "do not reach")):
-        run.__dict__["_claim"] = SimpleNamespace(check=claimed)
+        run.__dict__["_claim"] = SimpleNamespace(check=claimed, guard=lambda: None)
         with pytest.raises(StoppedError, match=said):
             run._take(row)
+
+
+def test_a_driver_that_was_buried_takes_no_result() -> None:
+    def guard() -> None:
+        raise StoppedError("another driver took over")
+
+    row = {"seq": 0, "shard": 0, "stats": '{"frames_decoded": 1}', "later": "[]", "finished": "[]"}
+    run = Run.__new__(Run)
+    run.__dict__ |= {"_claim": SimpleNamespace(guard=guard), "frames_decoded": 0, "seconds": Seconds()}
+    with pytest.raises(StoppedError, match="took over"):
+        run._take(row)
+    assert run.frames_decoded == 0
+
+
+def test_units_of_the_next_pass_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only the last row group has fewer, by which workers find them."""
+    monkeypatch.setattr("featlib.run.UNITS_A_GROUP", 3)
+    units = [Unit(0, ("cnn",), (UnitItem(f"v{i}", f"v{i}.mp4"),), i, 9, "tables") for i in range(8)]
+    file = _UnitsFile(tmp_path / "units")
+    for start in range(0, 8, 2):
+        file.extend(units[start : start + 2])
+        assert len(file._waiting) < 3
+    file.close()
+    groups = pq.ParquetFile(file.path)
+    assert [groups.read_row_group(i)["seq"].to_pylist() for i in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert list(file.read(np.ones(8, dtype=bool))) == units

@@ -41,6 +41,7 @@ from tests.media.make import write_video
 
 OPTIONS = StoreOptions()
 KEYS = Keys("d")
+UNITS_KEY = f"{KEYS.units}/run0.units"
 SMALL = PixelSpec((32,), (32, 32))
 FRAMES = Want("cnn", FrameSampling.parse("every:10"), SMALL)
 CLIPS = Want("c3d", ClipSampling(8, hop=4), PixelSpec((24, 24), None, antialias=False))
@@ -82,6 +83,12 @@ def _here(want: Want, limits: Limits = Limits()) -> DecodeWorker:  # noqa: B008 
     worker = DecodeWorker((want,), limits, OPTIONS)
     worker._process = _InProcess(limits)  # type: ignore[assignment]
     return worker
+
+
+def _stage_worker(output: Path, prints: dict[str, str], rounds: dict[str, dict[int, int]] | None = None) -> StageWorker:
+    """Of a pass whose units stand."""
+    Store(str(output)).put(UNITS_KEY, b"")
+    return StageWorker(str(output), OPTIONS, "d", "run0", prints, rounds or {}, UNITS_KEY)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +204,7 @@ def test_extracting_and_staging(folder: Path, model: ResolvedModel, tmp_path: Pa
     assert np.isfinite(features).all()
     assert features.std() > 0
     assert json.loads(row["stats"][0].as_py())["extract_s.cnn"] > 0
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
+    result = _stage_worker(tmp_path, {"cnn": "print"})(row)
     assert result.schema == RESULT
     finished = json.loads(result["finished"][0].as_py())
     assert finished == [
@@ -230,7 +237,7 @@ def test_a_unit_may_want_fewer_of_the_models_that_share_a_forward(folder: Path, 
     decode = DecodeWorker(tuple(m.want for m in models), Limits(), OPTIONS)
     decode._process = _InProcess(Limits())  # type: ignore[assignment]
     row = ExtractWorker(ExtractSpec(models, "cpu", 1, ()), payloads)(decode(_row(folder, "b.mp4", labels=("new",))))
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"old": "1", "new": "2"})(row)
+    result = _stage_worker(tmp_path, {"old": "1", "new": "2"})(row)
     assert json.loads(result["finished"][0].as_py()) == [["b", 0, 1, {"new": ["ok", None, 2]}]]
     table = read_piece(Store(str(tmp_path)), list_pieces(Store(str(tmp_path)), KEYS)[4][0].key)
     assert table is not None
@@ -280,12 +287,12 @@ def test_lack_of_memory_stops_the_job_and_blames_no_item(
 ) -> None:
     row = _here(model.want)(_row(folder, "b.mp4", labels=("cnn",)))
     failing = _fails(monkeypatch, model, error, device)
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(failing(row))
+    result = _stage_worker(tmp_path, {"cnn": "print"})(failing(row))
     said = json.loads(result["stats"][0].as_py())["fatal"]
     assert said.startswith(f"cnn: {says}")
     assert said.endswith("; lower its --batch-size" + " or --extract-workers" * (device == "cpu"))
     assert json.loads(result["finished"][0].as_py()) == []
-    assert Store(str(tmp_path)).list("") == []
+    assert Store(str(tmp_path)).list(KEYS.stage) == []
 
 
 def test_a_lost_device_ends_the_process_so_that_ray_starts_another(
@@ -305,7 +312,7 @@ def test_clips_on_which_the_network_failed_are_left_out(decode: DecodeWorker, fo
     row = decode(_row(folder, "a.mp4", "b.mp4", labels=("cnn",)))
     values = np.ones((6, 2), np.float32)
     row = with_features(row, "cnn", Extracted(values, (2,), {0: "ValueError: no", 4: "x", 5: "y"}))
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
+    result = _stage_worker(tmp_path, {"cnn": "print"})(row)
     finished = {m: models["cnn"] for m, _, _, models in json.loads(result["finished"][0].as_py())}
     assert finished == {"a": ["partial", "extractor_error", 3], "b": ["failed", "extractor_error", 0]}
     store = Store(str(tmp_path))
@@ -318,10 +325,10 @@ def test_nothing_to_stage_stages_nothing(tmp_path: Path, folder: Path) -> None:
     worker = DecodeWorker((FRAMES,), Limits(), OPTIONS)
     worker._process = _Failing()  # type: ignore[assignment]
     row = with_features(worker(_row(folder, "a.mp4", labels=("cnn",))), "cnn", Extracted.nothing((2,)))
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(row)
+    result = _stage_worker(tmp_path, {"cnn": "print"})(row)
     assert json.loads(result["finished"][0].as_py()) == []
     assert len(json.loads(result["later"][0].as_py())) == 1
-    assert Store(str(tmp_path)).list("") == []
+    assert Store(str(tmp_path)).list(KEYS.stage) == []
 
 
 def test_the_report_of_a_lost_item() -> None:
@@ -338,11 +345,30 @@ def test_the_report_of_a_lost_item() -> None:
 
 def test_a_store_that_cannot_be_written_stops_the_job_and_blames_no_item(folder: Path, tmp_path: Path) -> None:
     row = _here(FRAMES)(_row(folder, "a.mp4", "bad.mp4", labels=("cnn",)))
-    (tmp_path / "file").write_text("in the way")
-    result = StageWorker(str(tmp_path / "file" / "out"), OPTIONS, "d", "run0", {})(row)
+    worker = _stage_worker(tmp_path, {})
+    (tmp_path / KEYS.stage).write_text("in the way")
+    result = worker(row)
     said = json.loads(result["stats"][0].as_py())
     assert "cannot write" in said["fatal"]
     assert json.loads(result["finished"][0].as_py()) == []
+
+
+def test_a_piece_says_how_often_its_shard_had_been_committed(folder: Path, tmp_path: Path) -> None:
+    row = with_features(_here(FRAMES)(_row(folder, "bad.mp4", labels=("cnn",))), "cnn", Extracted.nothing((2,)))
+    _stage_worker(tmp_path, {"cnn": "print"}, {"cnn": {4: 2, 5: 3}})(row)
+    (piece,) = list_pieces(Store(str(tmp_path)), KEYS)[4]
+    assert piece.rounds == {"cnn": 2}
+
+
+def test_nothing_is_staged_once_the_units_of_the_pass_are_gone(folder: Path, tmp_path: Path) -> None:
+    """Another driver took over and removed them; the one that slept through it goes on as if nothing had been."""
+    row = with_features(_here(FRAMES)(_row(folder, "bad.mp4", labels=("cnn",))), "cnn", Extracted.nothing((2,)))
+    worker = _stage_worker(tmp_path, {"cnn": "print"})
+    Store(str(tmp_path)).delete([UNITS_KEY])
+    result = worker(row)
+    assert "another driver took over" in json.loads(result["stats"][0].as_py())["fatal"]
+    assert json.loads(result["finished"][0].as_py()) == []
+    assert list_pieces(Store(str(tmp_path)), KEYS) == {}
 
 
 def test_units_are_read_by_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,6 +420,6 @@ def test_units_that_cannot_be_read_stop_the_job(tmp_path: Path, model: ResolvedM
     Store(str(tmp_path)).put("x.units", b"PAR1 no units PAR1")
     (block,) = UnitsReader(str(tmp_path), OPTIONS, "x.units")(pa.table({"group": [0]}))
     extract = ExtractWorker(ExtractSpec((model,), "cpu", 1, ()), {"cnn": payload(model, OPTIONS)})
-    result = StageWorker(str(tmp_path), OPTIONS, "d", "run0", {"cnn": "print"})(extract(_here(model.want)(block)))
+    result = _stage_worker(tmp_path, {"cnn": "print"})(extract(_here(model.want)(block)))
     assert result["seq"].to_pylist() == [STOP]
     assert "x.units: has no seal" in json.loads(result["stats"][0].as_py())["fatal"]

@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,15 @@ from featlib.items import ItemReport
 from featlib.layout import Keys
 from featlib.sealed import told_as_damage
 from featlib.shards.schema import FEATURES, to_json
+from featlib.spec import Status
 from featlib.storage import Store
 
 PIECE = FEATURES.insert(0, pa.field("model", pa.string(), nullable=False))
 _SUFFIX = ".piece"
 _READERS = 16
 _PIECES_AT_ONCE = 256
+_HEAD = ("reports", "fingerprints", "rounds")
+_BADNESS: Mapping[Status, int] = {"partial": 1, "failed": 2}
 _NO_SOURCE: tuple[int | None, str | None] = (None, None)
 
 
@@ -36,11 +39,13 @@ class Piece:
 
     Args:
         fingerprints: By label, of the models whose rows are inside.
+        rounds: By label, how often the shard had been committed when the piece was asked for; empty when not known.
     """
 
     key: str
     fingerprints: Mapping[str, str]
     reports: tuple[ItemReport, ...]
+    rounds: Mapping[str, int] = field(default_factory=dict)
 
 
 def feature_rows(
@@ -91,10 +96,18 @@ def stage(
     rows: Iterable[pa.Table],
     reports: Sequence[ItemReport],
     fingerprints: Mapping[str, str],
+    rounds: Mapping[str, int] | None = None,
 ) -> str:
-    """Puts one piece, whole; gives its key."""
+    """Puts one piece, whole; gives its key.
+
+    Args:
+        rounds: By label, how often the shard has been committed. A piece of an older round that no commit names came
+            late, from a driver that slept while another published, and is not what the next round asked for.
+    """
     metadata = {"reports": to_json([r.to_dict() for r in reports]), "fingerprints": to_json(fingerprints)}
-    metadata["sha256"] = _head_sha256(*(metadata[name].encode() for name in ("reports", "fingerprints")))
+    if rounds is not None:
+        metadata["rounds"] = to_json(rounds)
+    metadata["sha256"] = _head_sha256(metadata[name].encode() for name in _HEAD if name in metadata)
     schema = PIECE.with_metadata(metadata)
     buffer = io.BytesIO()
     with pa.ipc.new_stream(buffer, schema) as writer:
@@ -105,6 +118,11 @@ def stage(
     key = f"{keys.stage_shard(shard)}/{unit}-{digest}{_SUFFIX}"
     store.put(key, data)
     return key
+
+
+def rounds_of(rounds: Mapping[str, Mapping[int, int]], shard: int) -> dict[str, int]:
+    """Of ``Backlog.rounds``, those of a shard, by label."""
+    return {label: numbers.get(shard, 0) for label, numbers in rounds.items()}
 
 
 def piece_keys(store: Store, keys: Keys, shard: int | None = None) -> dict[int, list[str]]:
@@ -165,16 +183,18 @@ def _head_as_read(store: Store, key: str) -> Piece | None:
     try:
         with told_as_damage(key), store.open(key) as file:
             metadata = pa.ipc.open_stream(file).schema.metadata or {}
-            if metadata[b"sha256"].decode() != _head_sha256(metadata[b"reports"], metadata[b"fingerprints"]):
+            head = [metadata[name.encode()] for name in _HEAD if name.encode() in metadata]
+            if metadata[b"sha256"].decode() != _head_sha256(head):
                 return None
         reports = tuple(ItemReport.from_dict(r) for r in json.loads(metadata[b"reports"]))
-        return Piece(key, json.loads(metadata[b"fingerprints"]), reports)
+        rounds = json.loads(metadata.get(b"rounds", b"{}"))
+        return Piece(key, json.loads(metadata[b"fingerprints"]), reports, rounds)
     except (DamagedError, FileNotFoundError):
         return None
 
 
-def _head_sha256(reports: bytes, fingerprints: bytes) -> str:
-    return hashlib.sha256(reports + b"\n" + fingerprints).hexdigest()
+def _head_sha256(values: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"\n".join(values)).hexdigest()
 
 
 def read_piece(store: Store, key: str) -> pa.Table | None:
@@ -223,6 +243,7 @@ def staged_items(pieces: Iterable[Piece], wanted: Mapping[str, str]) -> dict[str
     A piece counts only when it was made with every wanted fingerprint. Of several sets (the source changed, or the
     segments did) a complete one wins over an incomplete one of the same source, and the newest source wins.
     A segment whose worker died never learned its source; it completes the set that its neighbours began.
+    Of several reports of one segment and source the best stands, and of equals the newest.
     """
     groups: dict[str, dict[_Set, dict[int, tuple[str, ItemReport]]]] = {}
     for piece in sorted(pieces, key=lambda p: p.key):
@@ -232,8 +253,16 @@ def staged_items(pieces: Iterable[Piece], wanted: Mapping[str, str]) -> dict[str
             if all(label in report.models for label in wanted):
                 cut = report.segment.n, report.segment.by
                 group = groups.setdefault(report.media_id, {}).setdefault((cut, report.source), {})
-                group.setdefault(report.segment.k, (piece.key, report))
+                k = report.segment.k
+                if k not in group or _merit(report, wanted) > _merit(group[k][1], wanted):
+                    group[k] = piece.key, report
     return {media_id: _newest(_adopted(sets)) for media_id, sets in groups.items()}
+
+
+def _merit(report: ItemReport, labels: Iterable[str]) -> tuple[int, float]:
+    """Which of two reports of one source stands; where the source is not known, what the older one read may differ."""
+    known = report.source != _NO_SOURCE
+    return -sum(_BADNESS.get(report.models[label].status, 0) for label in labels) if known else 0, report.created
 
 
 _Pieces = Mapping[int, tuple[str, ItemReport]]

@@ -26,6 +26,7 @@ from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
 from featlib.storage.objects import DEFAULT_OPTIONS, StoreOptions
 from featlib.unit import CLIPS
+from featlib.work import Unit
 
 KEYS = Keys("d")
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (2, 3)}
@@ -149,8 +150,21 @@ class Item:
         return feature_rows(label, [self.media_id], [f"/v/{self.media_id}.mp4"], array, features, SHAPES[label])
 
 
-def staged(store: Store, unit: str, items: Sequence[Item], labels: Sequence[str] = ("a",), shard: int = 0) -> str:
-    """Stages a unit; gives the key of its piece."""
+def staged(
+    store: Store,
+    unit: str,
+    items: Sequence[Item],
+    labels: Sequence[str] = ("a",),
+    shard: int = 0,
+    rounds: Mapping[str, int] | None = None,
+) -> str:
+    """Stages a unit; gives the key of its piece.
+
+    Args:
+        rounds: By label, of the shard when the unit was asked for; None: now; empty: as before pieces told of it.
+    """
+    if rounds is None:
+        rounds = {label: read_committed(store, KEYS, label, shard).rounds for label in labels}
     tables = [item.rows(label) for label in labels for item in items]
     return stage(
         store,
@@ -160,6 +174,7 @@ def staged(store: Store, unit: str, items: Sequence[Item], labels: Sequence[str]
         rows=[t for t in tables if t.num_rows],
         reports=[item.report(labels) for item in items],
         fingerprints={label: f"print-{label}" for label in labels},
+        rounds=rounds or None,
     )
 
 
@@ -217,7 +232,13 @@ def publish(
 ) -> Published | None:
     """One process publishes shard 0, if anything of it is open."""
     made = publisher(store, labels, retry_failed=retry_failed, etags=etags, max_bytes=max_bytes)
+    units(made)
     return made.publish(0) if made.backlog.num_items else None
+
+
+def units(made: ShardPublisher) -> list[Unit]:
+    """What a new process asks workers for."""
+    return list(made.backlog.units(made.store, KEYS, made.items, unit_items=8))
 
 
 Rows = dict[str, dict[str, dict[int, list[float]]]]

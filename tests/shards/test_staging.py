@@ -161,3 +161,37 @@ def test_of_two_whole_reports_the_newer_stands_though_it_never_saw_the_source(
     staged(store, "second", [Item("v0", (), etag=None, created=failed_at, status={"a": "failed"})])
     found = staged_items(list_pieces(store, KEYS)[0], WANTED)["v0"]
     assert [r.models["a"].status for r in found.reports] == [status]
+
+
+def test_a_piece_tells_its_rounds_and_those_of_before_that_it_does_not_know_them(store: Store) -> None:
+    staged(store, "r-0", [Item("v0")], ("a", "b"), rounds={"a": 2, "b": 0})
+    staged(store, "r-1", [Item("v1")], ("a", "b"), rounds={})
+    assert [piece.rounds for piece in list_pieces(store, KEYS)[0]] == [{"a": 2, "b": 0}, {}]
+
+
+def test_a_piece_whose_rounds_were_flipped_is_not_staged(store: Store) -> None:
+    key = staged(store, "r-0", [Item("v0")], rounds={"a": 2})
+    store.put(key, store.get(key).replace(b'{"a":2}', b'{"a":3}').replace(b'{"a": 2}', b'{"a": 3}'))
+    assert _staged(store) == {}
+
+
+@pytest.mark.parametrize("names", [("0-late", "z-asked"), ("z-late", "0-asked")])
+def test_of_two_reports_of_one_source_the_better_stands_and_of_equals_the_newer(
+    store: Store, names: tuple[str, str]
+) -> None:
+    late, asked = names
+    failed = {"a": "failed"}
+    staged(store, late, [Item("v0", (), status=failed), Item("v1", created=7.0), Item("v2", (), status=failed)])
+    staged(store, asked, [Item("v0", created=2.0), Item("v1", created=8.0), Item("v2", (), created=2.0, status=failed)])
+    found = staged_items(list_pieces(store, KEYS)[0], WANTED)
+    assert [(found[m].reports[0].models["a"].status, found[m].reports[0].created) for m in ("v0", "v1", "v2")] == [
+        ("ok", 2.0),
+        ("ok", 8.0),
+        ("failed", 2.0),
+    ]
+
+
+def test_where_the_source_is_not_known_the_newest_report_stands(store: Store) -> None:
+    staged(store, "0-first", [Item("v0", etag=None)])
+    staged(store, "1-second", [Item("v0", (), etag=None, created=2.0, status={"a": "failed"})])
+    assert staged_items(list_pieces(store, KEYS)[0], WANTED)["v0"].reports[0].created == 2.0

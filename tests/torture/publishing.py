@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +41,9 @@ _BURIED = re.compile(
     r"^featlib\.errors\.StoppedError: the claim of this driver .* another driver took over", re.MULTILINE
 )
 _OF_DRIVER = ("put features", "put_file features", "put outcomes", "put_file plan", "put_file units", "delete stage")
+_OWN = ("stage", "units", "drivers")
+"""Of a job that is under way; nothing of it is left at the end."""
+
 HOLD_S = 4.0
 _MOST_S = 120.0
 
@@ -335,7 +338,8 @@ class Stage:
         """The first driver is stopped for longer than the lease; another takes over and ends; then the first goes on,
         and must leave.
 
-        What it was about to stage it may stage yet: only that stays behind.
+        What it was about to stage it may stage yet: only that stays behind, and the job of the next phase, which
+        retries and replaces, must not take it for its own.
 
         Args:
             point: After some operation.
@@ -366,8 +370,27 @@ class Stage:
         has_work = point.of.startswith("put")  # else it was clearing up, and may come to its end
         if not _BURIED.search(word) and (woken or has_work):
             wrong.append(f"the one that woke up did not leave: exit {woken}: {word}")
-        store.delete([info.key for prefix in (KEYS.stage, KEYS.units) for info in store.list(prefix)])
-        return wrong + wrong_at_end(store, scene)
+        return wrong + wrong_at_end(store, scene, stray=("drivers", "units")) + self._wrong_later(story, store, rival)
+
+    def _wrong_later(self, story: Story, store: Store, tellers: Tellers) -> list[str]:
+        """What is wrong after the job of the next phase; the media are as before then."""
+        later = replace(story, phase=PHASES[min(PHASES.index(story.phase) + 1, len(PHASES) - 1)])
+        later.tell()
+        try:
+            status, said = tellers.tell(later, self.folder / "later.log")
+            if status:
+                return [f"the next phase: exit {status}: {said}"]
+            found, expected = Rows.of(store), later.expected()
+        finally:
+            story.tell()
+        statuses = {key: status for key, (status, *_) in found.outcomes.items()}
+        wrong = [f"the next phase: {key} is there twice" for key in found.twice]
+        for what, now, wanted in (
+            ("rows", found.features, expected.rows), ("outcomes", statuses, expected.statuses)
+        ):  # fmt: skip
+            other = sorted(key for key in now.keys() | wanted.keys() if now.get(key) != wanted.get(key))
+            wrong += [f"the next phase: {what} of {other} are wrong"] if other else []
+        return wrong + [f"the next phase left {key} behind" for key in _stray(store, _OWN)]
 
 
 def _staged(store: Store) -> list[str]:
@@ -405,7 +428,12 @@ def _is_outcome(scene: Scene, key: tuple[str, str], said: tuple[Any, ...], wante
     return said == wanted
 
 
-def wrong_at_end(store: Store, scene: Scene) -> list[str]:
+def wrong_at_end(store: Store, scene: Scene, stray: Sequence[str] = _OWN) -> list[str]:
+    """What differs from the undisturbed end.
+
+    Args:
+        stray: Of what nothing may be left.
+    """
     found, truth, wrong = Rows.of(store), scene.truth, []
     wrong += [f"{key} is there twice" for key in found.twice]
     wrong += [f"{key} is lost" for key in truth.features if key not in found.features]
@@ -417,13 +445,16 @@ def wrong_at_end(store: Store, scene: Scene) -> list[str]:
             wrong.append(f"the outcome of {key} is {said}, not {truth.outcomes.get(key)}")
     if found.objects != truth.objects:
         wrong.append(f"objects differ: {set(found.objects) ^ set(truth.objects)}")
-    left = [info.key for prefix in (KEYS.stage, KEYS.units, KEYS.drivers) for info in store.list(prefix)]
-    wrong += [f"{key} was left behind" for key in left]
+    wrong += [f"{key} was left behind" for key in _stray(store, stray)]
     for label in LABELS:
         checked = verify(read_manifest(tuple(scene.story.config()["manifest"])), store, KEYS, label, max_failed=1.0)
         if not checked.complete:
             wrong.append(f"featlib verify {label}: {checked.text()}")
     return wrong
+
+
+def _stray(store: Store, kinds: Sequence[str]) -> list[str]:
+    return [info.key for kind in kinds for info in store.list(f"{KEYS.own}/{kind}")]
 
 
 def _empty(store: Store) -> None:

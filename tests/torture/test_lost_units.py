@@ -9,8 +9,11 @@ import pytest
 
 from featlib.errors import StoppedError
 from featlib.manifest import read_manifest
+from featlib.plan import read_plan
+from featlib.shards.staging import stage
 from featlib.storage import Store, StoreOptions
 from featlib.workers import MAX_ATTEMPTS
+from tests.shards.make import Item
 from tests.torture.publishing import KEYS, Rows
 from tests.torture.story import LABELS, Story
 from tests.torture.without_ray import run_story
@@ -85,3 +88,24 @@ def test_no_item_is_blamed_for_a_node_that_does_not_reach_the_output(
     assert {key: status for key, (status, *_) in found.outcomes.items()} == expected.statuses
     assert {attempts for *_, attempts in found.outcomes.values()} == {1}
     assert _left(store) == []
+
+
+def test_a_driver_removes_the_units_of_others_before_it_plans(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of one that sleeps stop at that."""
+    store, seen = Store(story.output), list[list[str]]()
+    store.put(f"{KEYS.units}/sleeper-0.units", b"")
+    monkeypatch.setattr("featlib.job.read_plan", lambda *given: seen.append(_left(store)) or read_plan(*given))
+    run_story(story, str(tmp_path / "log"))
+    assert [[key for key in left if key.startswith(KEYS.units)] for left in seen] == [[]]
+
+
+def test_pieces_that_came_late_are_removed_though_there_is_nothing_to_do(story: Story, tmp_path: Path) -> None:
+    run_story(story, str(tmp_path / "log"))
+    store, report = Store(story.output), Item("v0").report(LABELS)
+    prints = dict.fromkeys(LABELS, "print")
+    for unit, rounds in (("late", {"a": 0, "b": 0}), ("current", {"a": 1, "b": 0})):
+        stage(store, KEYS, shard=0, unit=unit, rows=(), reports=[report], fingerprints=prints, rounds=rounds)
+    run_story(story, str(tmp_path / "log"))
+    assert [key.rpartition("/")[2].partition("-")[0] for key in _left(store)] == ["current"]

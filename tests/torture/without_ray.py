@@ -24,7 +24,7 @@ from featlib.layout import Keys
 from featlib.media import Limits
 from featlib.pools import ExtractPool, Pools
 from featlib.run import Task
-from featlib.shards.staging import stage
+from featlib.shards.staging import rounds_of, stage
 from featlib.storage import Store
 from featlib.summary import Summary
 from featlib.work import unit_from_row, unit_row
@@ -54,9 +54,8 @@ def run_story(
         time.sleep(hold_s)
         try:
             rows = pq.read_table(io.BytesIO(store.get(units_key))).to_pylist()
-        except FileNotFoundError as error:
-            fatal = json.dumps({"fatal": unreached("here", error)})
-            yield {"seq": STOP, "shard": 0, "finished": "[]", "later": "[]", "stats": fatal}
+        except FileNotFoundError:
+            yield _gone(units_key)
             return
         Random(story.seed).shuffle(rows)
         for row in rows:
@@ -65,8 +64,11 @@ def run_story(
                 continue
             made = done(unit)
             name = f"{flow.run}-{row['seq']:08d}"
+            if store.stat(units_key) is None:
+                yield _gone(units_key)
+                return
             stage(store, keys, shard=unit.shard, unit=name, rows=made.tables, reports=made.reports,
-                  fingerprints=flow.fingerprints)  # fmt: skip
+                  fingerprints=flow.fingerprints, rounds=rounds_of(flow.rounds, unit.shard))  # fmt: skip
             _say(log, made.reports)
             yield {
                 "seq": row["seq"],
@@ -89,9 +91,23 @@ def run_story(
         return extract(ExtractConfig.model_validate(story.config()))
 
 
+def _gone(units_key: str) -> dict[str, Any]:
+    fatal = json.dumps({"fatal": unreached("here", f"{units_key} is gone")})
+    return {"seq": STOP, "shard": 0, "finished": "[]", "later": "[]", "stats": fatal}
+
+
 def _flow(task: Task, name: str) -> Flow:
     return Flow(
-        task.store.url, task.store.options, task.config.dataset, name, task.models, {}, task.fingerprints, (), Limits()
+        task.store.url,
+        task.store.options,
+        task.config.dataset,
+        name,
+        task.models,
+        {},
+        task.fingerprints,
+        task.backlog.rounds,
+        (),
+        Limits(),
     )
 
 
