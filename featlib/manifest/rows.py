@@ -82,8 +82,9 @@ class Source:
         return ConfigError(" ".join(f"{self.role} {redact(self.name)}: {text}".split()))
 
     def row_error(self, row: int, column: str, value: object, rule: str) -> ConfigError:
-        shown = repr(value) if len(repr(value)) <= 160 else repr(value)[:157] + "..."
-        return self.error(f"row {row}: {column} {redact(shown)} {rule}")
+        # What is nested may hold anything under any name, and half a key is not known for one.
+        shown = f"({type(value).__name__})" if isinstance(value, dict | list) else redact(repr(value))
+        return self.error(f"row {row}: {column} {shown if len(shown) <= 160 else shown[:157] + '...'} {rule}")
 
 
 @dataclass(frozen=True)

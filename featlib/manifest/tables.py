@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -25,10 +26,12 @@ MOST_VALUE_BYTES = 64 << 10  # of one cell; in a compressed table a few bytes ma
 _CSV_BLOCK_BYTES = 4 << 20  # also the longest row that is read
 _MOST_LINE_CHARACTERS = 4 << 20  # of JSON Lines
 _BATCH_BYTES = 8 << 20  # in the values of the rows that are handled at once
+_BLANKS = " \t\r\n"
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _ELEMENT_BYTES = 8  # of a number, and beside each value in a list
 _MOST_UTF8 = 4  # bytes of a character
+_QUOTED_ROW = re.compile(r"(?<=columns, got )(\d+): .*", re.DOTALL)  # Arrow's, of CSV
 _MOST_NESTED = 1 << 25  # values of a column of lists in one row group of Parquet
 
 
@@ -47,7 +50,8 @@ def read_table(source: Source, ending: str, options: StoreOptions) -> Iterator[R
     except UnicodeDecodeError as error:
         raise source.error(f"is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
     except (pa.ArrowException, OSError) as error:
-        raise source.error(f"is not a readable {ending} file: {error}") from error
+        told = _QUOTED_ROW.sub(r"\1", str(error))
+        raise source.error(f"is not a readable {ending} file: {told}") from error
 
 
 def _read_parquet(file: RangeFile, source: Source) -> Iterator[RawRows]:
@@ -201,10 +205,9 @@ def _lines(file: RangeFile, most: int, source: Source) -> Iterator[list[tuple[in
     batch: list[tuple[int, str]] = []
     length = 0
     for number, line in enumerate(_bounded_lines(file, most, source), start=1):
-        stripped = line.strip(" \t\r\n")
-        if stripped:
-            batch.append((number, stripped))
-            length += len(stripped)
+        if line.strip(_BLANKS):
+            batch.append((number, line))
+            length += len(line)
         if len(batch) == BATCH_ROWS or length >= _BATCH_BYTES:
             yield batch
             batch, length = [], 0
@@ -224,7 +227,7 @@ def _bounded_lines(file: RangeFile, most: int, source: Source) -> Iterator[str]:
 
 def _read_uris(file: RangeFile, source: Source) -> Iterator[RawRows]:
     for batch in _lines(file, MOST_VALUE_BYTES, source):
-        yield RawRows([number for number, _ in batch], {"uri": [uri for _, uri in batch]})
+        yield RawRows([number for number, _ in batch], {"uri": [line.strip(_BLANKS) for _, line in batch]})
 
 
 def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
@@ -244,12 +247,16 @@ def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
 
 
 def _json_object(line: str, row: int, source: Source) -> dict[str, Any]:
+    """The object in a line, of which no message shows a word: a fault may stand before or behind a key."""
     try:
         found = json.loads(line)
+    except json.JSONDecodeError as error:
+        what = f"is not JSON (column {error.colno}: {error.msg})"
+        raise source.error(f"row {row}: {what}; write one object a line") from None
     except (ValueError, RecursionError) as error:
-        raise source.row_error(row, "line", line, f"is not JSON ({error}); write one object a line") from None
+        raise source.error(f"row {row}: is not JSON ({error}); write one object a line") from None
     if not isinstance(found, dict):
-        raise source.row_error(row, "line", line, "is not a JSON object; write one object a line")
+        raise source.error(f"row {row}: is not a JSON object; write one object a line")
     if len(line) > MOST_VALUE_BYTES // _MOST_UTF8:
         for name, value in found.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

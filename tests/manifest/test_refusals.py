@@ -307,3 +307,48 @@ def test_lists_and_structs_keep_their_values_over_row_groups(tmp_path: Path) -> 
     pq.write_table(pa.table({"uri": ["a", "b", "c", "d"], **columns}), tmp_path / "m.parquet", row_group_size=2)
     found = [row for batch in read_manifest([str(tmp_path / "m.parquet")]) for row in batch["manifest"].to_pylist()]
     assert [json.loads(row) for row in found] == rows
+
+
+SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"media_id": "clip-0000001", "note": "{"x" * 80}", "uri": "s3://AKIAKEY:{SECRET}@bucket/v.mp4",}}',
+        f'{{"uri": "s3:\\/\\/AKIAKEY:{SECRET}@bucket\\/v.mp4",}}',
+        f'{{"uri": "https://h/v.mp4?{SECRET}",}}',
+        f'{{"uri": "a.mp4", "aws_secret_access_key": "{SECRET}",}}',
+        f'["{SECRET}"]',
+        f'"{SECRET}',
+    ],
+)
+def test_a_line_that_is_no_json_object_is_told_by_its_place_alone(line: str, tmp_path: Path) -> None:
+    text = refusal(written(tmp_path, "m.jsonl", f'{{"uri": "a.mp4"}}\n  {line}\n'))
+    assert "row 2: is not " in text
+    assert SECRET[:4] not in text
+
+
+def test_the_column_of_a_fault_in_json_counts_the_blanks_before_it(tmp_path: Path) -> None:
+    assert "row 1: is not JSON (column 4: " in refusal(written(tmp_path, "m.jsonl", "  {x}\n"))
+
+
+@pytest.mark.parametrize("where", [0, 60, 90, 130])
+def test_half_a_key_is_not_shown_where_a_long_value_is_cut(where: int, tmp_path: Path) -> None:
+    value = "x" * where + f" s3://AKIAKEY:{SECRET}{SECRET}@b/v.mp4"
+    text = refusal(written(tmp_path, "m.jsonl", json.dumps({"uri": "a.mp4", "media_id": value})))
+    assert "row 1: media_id " in text
+    assert SECRET[:4] not in text
+
+
+def test_what_is_nested_in_a_wrong_value_is_not_shown(tmp_path: Path) -> None:
+    for value in ({"aws_secret_access_key": SECRET}, [SECRET]):
+        text = refusal(written(tmp_path, "m.jsonl", json.dumps({"uri": "a.mp4", "label": value})))
+        assert "row 1: label " in text
+        assert SECRET[:4] not in text
+
+
+def test_a_csv_row_of_too_many_columns_is_told_by_its_place_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "m.csv", f"uri\na.mp4\n{'x' * 60},s3://AKIAKEY:{SECRET}{SECRET}@b/v.mp4\n")
+    text = refusal(path)
+    assert text.endswith("Row #3: Expected 1 columns, got 2")
