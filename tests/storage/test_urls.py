@@ -1,12 +1,14 @@
 """What is opened and what is refused, on text alone."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
 from featlib.errors import ConfigError, FeatlibError, StoppedError, TransientError
 from featlib.redaction import holds_key, redact
-from featlib.storage import check_url, folder_of, resolve
+from featlib.storage import Store, StoreOptions, check_url, folder_of, resolve, s3
+from featlib.storage.urls import check_endpoint
 
 
 @pytest.mark.parametrize(
@@ -169,3 +171,48 @@ def test_folder_of(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-de
     assert folder_of("/m.csv") == ""
     assert folder_of("s3://b/x/m.csv") == "s3://b/x"
     assert folder_of("s3://b/m.csv") == "s3://b"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9000", "https://s3.example.org/", "http://[::1]:9000", "https://h/some/path"]
+)
+def test_endpoints(url: str) -> None:
+    assert check_endpoint(url) == url
+    assert s3.endpoint_url(StoreOptions(url)) == url
+
+
+WRONG_ENDPOINTS = [
+    *("me:HIDDEN@h:9000", "http://me:HIDDEN@h:9000", "http://me:HIDDEN@ bad host:9000", "ftp://h", "h:9000"),
+    *("http://", "http://a b", "http://h?HIDDEN", "http://h/#HIDDEN", "http://h:HIDDEN", "http://h:9000/\nHIDDEN"),
+]
+
+
+@pytest.mark.parametrize("url", WRONG_ENDPOINTS)
+def test_a_wrong_endpoint_is_refused_without_a_word_of_it(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^endpoint_url: must ") as caught:
+        StoreOptions(url)
+    assert "HIDDEN" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize("url", WRONG_ENDPOINTS)
+def test_a_wrong_endpoint_in_the_environment_is_refused_likewise(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, url)
+    for call in (lambda: Store("s3://b").get("a"), lambda: Store("s3://b").arrow()):
+        with pytest.raises(ConfigError, match=f"^{name}: must ") as caught:
+            call()
+        assert "HIDDEN" not in str(caught.value)
+
+
+def test_a_wrong_endpoint_of_a_profile_is_refused_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[default]\nendpoint_url = me:HIDDEN@h:9000\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    s3._client_of.cache_clear()
+    with pytest.raises(ConfigError, match="endpoint_url of the AWS profile") as caught:
+        Store("s3://b", StoreOptions(anon=True)).get("a")
+    assert "HIDDEN" not in str(caught.value)
+    s3._client_of.cache_clear()
