@@ -44,6 +44,8 @@ _ELEMENT_BYTES = 8  # of a number, and beside each value in a list
 _MOST_UTF8 = 4  # bytes of a character
 _NO_OBJECTS = (ValueError, OverflowError, pa.ArrowException)
 _QUOTED_ROW = re.compile(r"(?<=columns, got )(\d+): .*", re.DOTALL)  # Arrow's, of CSV
+_MOST_UNPACKED = 512 << 20  # bytes of a column in one row group of Parquet, as its footer has it
+_PAGE_HEADERS_BYTES = 1 << 20
 _MOST_NESTED = 1 << 25  # values of a column of lists in one row group of Parquet
 
 
@@ -87,6 +89,9 @@ def _read_parquet(file: RangeFile, source: Source) -> Iterator[RawRows]:
 def _batch_rows(table: "ParquetFile", source: Source) -> int:
     """How many rows to read at once, so that those with lists or values of fixed length fit into memory.
 
+    Arrow unpacks a page at a time, and a page may be a single value of all that a column takes in its row group. What
+    is believed is the footer: a page that is larger than it says is seen only once it is unpacked.
+
     Raises:
         ConfigError: Cells are too long for certain.
     """
@@ -105,6 +110,12 @@ def _batch_rows(table: "ParquetFile", source: Source) -> int:
             if cell_bytes > MOST_VALUE_BYTES:
                 raise source.error(
                     f"column {column!r} holds {cell_bytes} bytes a row; a value may have {MOST_VALUE_BYTES}"
+                )
+            unpacked = group.column(place).total_uncompressed_size
+            if unpacked > min(_MOST_UNPACKED, num_values * MOST_VALUE_BYTES) + _PAGE_HEADERS_BYTES:
+                raise source.error(
+                    f"column {column!r} takes {unpacked} bytes in a row group of {group.num_rows} rows; a value may "
+                    f"have {MOST_VALUE_BYTES}, and a column {_MOST_UNPACKED}: write smaller row groups"
                 )
             most = max(min(most, _BATCH_BYTES // max(cell_bytes, 1)), 1)
     return most

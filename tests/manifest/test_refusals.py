@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featlib.errors import ConfigError
-from featlib.manifest import BATCH_ROWS, RESERVED, read_manifest
+from featlib.manifest import BATCH_ROWS, RESERVED, read_manifest, tables
 from featlib.manifest.ids import DuplicateSearch, is_media_id
 from featlib.manifest.rows import MOST_COLUMNS
 from featlib.manifest.tables import MOST_LEVELS, MOST_VALUE_BYTES
@@ -443,3 +443,17 @@ def test_a_header_of_far_too_many_columns_sets_up_no_reader(tmp_path: Path) -> N
     path = written(tmp_path, "m.csv", f"\n{','.join(names)}\na{',' * len(names)}\n")
     with in_memory(100 << 20):
         assert "has 160002 columns" in refusal(path)
+
+
+@pytest.mark.parametrize("rows", [1, 100, 20_000])
+def test_a_value_that_fills_its_row_group_is_refused_before_it_is_unpacked(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few kilobytes, of which Arrow makes four times what the value takes."""
+    if rows * MOST_VALUE_BYTES > 64 << 20:  # the limit of a value lets it pass
+        monkeypatch.setattr(tables, "_MOST_UNPACKED", 32 << 20)
+    column = pa.array(["x" * (64 << 20), *[None] * (rows - 1)])
+    pq.write_table(pa.table({"uri": ["a.mp4"] * rows, "x": column}), tmp_path / "m.parquet", compression="zstd")
+    assert (tmp_path / "m.parquet").stat().st_size < 50_000
+    with in_memory(40 << 20):
+        assert "column 'x' takes 6" in refusal(tmp_path / "m.parquet")
