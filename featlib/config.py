@@ -20,6 +20,7 @@ from pydantic import (
 
 from featlib.errors import ConfigError
 from featlib.sampling import FrameSampling, parse_clip_keys
+from featlib.storage.urls import check_endpoint
 
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["auto", "together", "separate"]
@@ -86,20 +87,12 @@ def _yaml_word(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def _endpoint(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    if "@" in url:
-        raise ValueError("must not hold a user or a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    return url
-
-
 Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
 Digest = Annotated[str, AfterValidator(_digest)]
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
+Endpoint = Annotated[str, AfterValidator(check_endpoint)]
 FrameSamplingText = Annotated[str, AfterValidator(_frame_sampling)]
 ClipSamplingText = Annotated[str, AfterValidator(_clip_sampling)]
 
@@ -365,10 +358,20 @@ def job_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"--config {path}: not YAML: {_place(error)}") from None
+    except ValueError:
+        raise ConfigError(f"--config {path}: not YAML: holds what looks like a date or a number and is none") from None
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path}: must hold a mapping of options, like `dataset: mine`")
     return data
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """What is wrong where, without a word of the file, which may hold a key."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"{getattr(error, 'reason', 'unreadable')}, at character {getattr(error, 'position', 0) + 1}"
+    problem = re.sub(r"'[^'\s<]{2,}'", "...", error.problem or "unreadable")  # names of aliases and tags
+    return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {problem}"
 
 
 def fingerprint(semantics: Mapping[str, str]) -> str:

@@ -1,26 +1,42 @@
-"""Keys in text: found, and blotted out before anybody reads them."""
+"""Keys in text: found, and blotted out before anybody reads them.
+
+What is searched may be long and hostile: each pattern looks at a character a bounded number of times.
+"""
 
 import re
+from urllib.parse import unquote
 
 # A secret may begin with digits and hold slashes: then it looks like a port and a path. Rather a path too many.
 _USER_INFO = re.compile(r"//(?:[^/\s]*@|[^/\s:@]*:[^\s@]*@)")
-_SIGNATURE = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|awsaccesskeyid)=[^&\s]+")
-_SIGNED = re.compile(rf"[?&]{_SIGNATURE.pattern.removeprefix('(?i)')}", re.IGNORECASE)
-_HTTP = re.compile(r"(?i)https?://\S+")
-_QUERY = re.compile(r"([?&][\w.-]+=)[^&\s]+")
+# The same without "//" (``key:secret@host``, ``s3:/key:secret@bucket``), in a word of its own or behind ``--option=``.
+_BARE_USER_INFO = re.compile(r"(?<!\S)((?:[^\s/:@='\"(]*[='\"(])*+)[^\s/:@]*:(?!//)[^\s@]*@")
+_REST_OF_USER_INFO = re.compile(r"(?<=\*\*\*@)(?:[^\s/@]*@)++")  # of a secret with an @ in it
+_NAME = r"[\w.%\[\]-]"
+_KEY = rf"(?={_NAME}*?(?i:signature|credential|secret|token|passw|(?:access|api)[_-]?key|(?<![a-z])sig(?![a-z])))"
+_KEYED = re.compile(rf"(?<!{_NAME})({_KEY}{_NAME}+?(?:=|%3[Dd]))[^&\s]+")
+_KEYED_PARAMETER = re.compile(rf"[?&;#]{_KEY}{_NAME}+=.")
+# Of other URLs than those of S3 and of files, in whose names ? and # may stand.
+_URL = re.compile(r"(?<![\w+.-])((?!s3:|file:)[a-z][a-z0-9+.-]*://[^\s?#]*)([?#]?)(\S*)", re.IGNORECASE)
+_CLOSING = "'\"`)]},;:."
 
 
 def redact(text: str) -> str:
     """The text with user info, signatures and queries of URLs blotted out, for messages."""
-    text = _SIGNATURE.sub(r"\1=***", _USER_INFO.sub("//***@", text))
-    return _HTTP.sub(lambda url: _QUERY.sub(r"\1***", url[0]), text)
+    text = _BARE_USER_INFO.sub(r"\1***@", _USER_INFO.sub("//***@", text))
+    text = _URL.sub(_without_query, _REST_OF_USER_INFO.sub("", text))
+    return _KEYED.sub(r"\1***", text)
+
+
+def _without_query(url: re.Match[str]) -> str:
+    query = url[3].rstrip(_CLOSING)
+    return f"{url[1]}{url[2]}***{url[3][len(query) :]}" if query else url[0]
 
 
 def holds_key(text: str) -> bool:
-    """Whether a URL in the text has user info or a signature."""
-    return bool(_USER_INFO.search(text)) or is_signed(text)
+    """Whether ``redact`` would blot something out, or a URL in the text is signed."""
+    return redact(text) != text or is_signed(text)
 
 
 def is_signed(text: str) -> bool:
-    """Whether a URL, or the end of one, has a signature."""
-    return bool(_SIGNED.search(text))
+    """Whether a URL, or the end of one, has a parameter named like a signature, a token or a key."""
+    return bool(_KEYED_PARAMETER.search(unquote(text)))

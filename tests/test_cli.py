@@ -41,6 +41,26 @@ def _models(**given: Any) -> list[dict[str, Any]]:
     return models
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify", "clips/", "--output", "out", "--dataset", "d", "--model", "m"),
+        ("drop", "--output", "out", "--dataset", "d", "--model", "m", "--yes"),
+        ("manifest", "clips/", "-o", "m.csv"),
+        ("extract", "clips/", "--output", "out", "--dataset", "d", "--model", "resnet18"),
+    ],
+)
+def test_a_wrong_endpoint_is_one_line_without_the_key_in_it(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--endpoint-url", "me:HIDDEN@h:9000"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "endpoint_url: must not hold a user or a password" in line
+    assert "HIDDEN" not in line
+
+
 def test_flags_alone() -> None:
     values = job_values(
         {

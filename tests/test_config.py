@@ -128,6 +128,26 @@ def test_wrong_job_files(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("manifest: a\noutput: o\n  aws_secret: 'SECRET'\n", "line 3, column 13: mapping values are not allowed"),
+        ("a: 'SECRET", "line 1, column 11: found unexpected end of stream"),
+        ("a: *SECRET", "line 1, column 4: found undefined alias"),
+        ("a: !SECRET x", "line 1, column 4: could not determine a constructor"),
+        ("a: SECRET\x01", "special characters are not allowed, at character 10"),
+        ("a: !!int SECRET", "is none"),
+        ("a: 2026-13-01", "looks like a date or a number"),
+    ],
+)
+def test_a_job_file_that_is_no_yaml_is_told_by_the_place_alone(tmp_path: Path, text: str, place: str) -> None:
+    with pytest.raises(ConfigError, match="not YAML") as caught:
+        read_job_file(_job_file(tmp_path, text))
+    assert place in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_job_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_job_file(str(tmp_path / "none.yaml"))
@@ -204,7 +224,9 @@ def test_fingerprints_of_different_settings_differ() -> None:
     assert fingerprint({"a": "b", "c": "d"}) != fingerprint({"a": "b,c:d"})
 
 
-@pytest.mark.parametrize("url", ["http://me:HID/DEN@h:9000", "https://HIDDEN@h", "ftp://me:HIDDEN@h"])
+@pytest.mark.parametrize(
+    "url", ["http://me:HID/DEN@h:9000", "https://HIDDEN@h", "ftp://me:HIDDEN@h", "me:HIDDEN@h:9000", "http://h/?HIDDEN"]
+)
 def test_an_endpoint_with_a_key_is_refused_without_a_word_of_it(url: str) -> None:
     values = {"manifest": ["m"], "output": "o", "dataset": "d", "models": [{"network": "alexnet"}], "endpoint_url": url}
     with pytest.raises(ConfigError, match="endpoint_url") as caught:

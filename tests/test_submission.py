@@ -29,10 +29,12 @@ def test_nobody_there() -> None:
 
 
 def test_keys_are_neither_taken_nor_shown() -> None:
-    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN") as caught:
-        dashboard_address("http://me:HID/DEN@h:8265")
-    assert "DEN" not in str(caught.value)
-    for word in ("s3://KEY:HID/DEN@b/list.csv", "s3://b/list.csv?X-Amz-Signature=HIDDEN"):
+    for address in ("http://me:HID/DEN@h:8265", "me:HIDDEN@head:8265", "http://h:8265/?token=HIDDEN"):
+        with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN") as caught:
+            dashboard_address(address)
+        assert "DEN" not in str(caught.value)
+    signed = ("s3://b/list.csv?X-Amz-Signature=HIDDEN", "https://h/w.pth?sig=HIDDEN", "--weights=https://h/w?HIDDEN")
+    for word in ("s3://KEY:HID/DEN@b/list.csv", *signed):
         with pytest.raises(ConfigError, match="no keys in URLs") as caught:
             submit("http://127.0.0.1:9", ("extract", word), say=print, log=print)
         assert "DEN" not in str(caught.value)

@@ -64,10 +64,11 @@ def write_manifest(url_or_glob: str, output: str, options: StoreOptions) -> int:
     Raises:
         ConfigError: No media, another ending, or a manifest in S3 that would name local files.
     """
-    writer = _WRITERS.get(ending_of(check_url(output)))
+    url = check_url(output)
+    writer = _WRITERS.get(ending_of(url))
     if writer is None:
         raise ConfigError(f"manifest {output!r}: the ending must be {', '.join(_WRITERS)}")
-    if is_s3(output) and not is_s3(check_url(url_or_glob)):
+    if is_s3(url) and not is_s3(check_url(url_or_glob)):
         raise ConfigError(f"manifest {output!r}: one in S3 cannot name local files; write it to a local path")
     rows = 0
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -43,6 +44,8 @@ RESERVED = frozenset(
     }
 )
 
+MOST_COLUMNS = 4096
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _USUAL_URI_NAMES = (
@@ -82,8 +85,9 @@ class Source:
         return ConfigError(" ".join(f"{self.role} {redact(self.name)}: {text}".split()))
 
     def row_error(self, row: int, column: str, value: object, rule: str) -> ConfigError:
-        shown = repr(value) if len(repr(value)) <= 160 else repr(value)[:157] + "..."
-        return self.error(f"row {row}: {column} {redact(shown)} {rule}")
+        # What is nested may hold anything under any name, and half a key is not known for one.
+        shown = f"({type(value).__name__})" if isinstance(value, dict | list) else redact(repr(value))
+        return self.error(f"row {row}: {column} {shown if len(shown) <= 160 else shown[:157] + '...'} {rule}")
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,15 @@ class RawRows:
 
 
 def check_columns(names: Sequence[str], source: Source) -> None:
-    """Refuses a table without URIs, with reserved columns or with two columns of one name.
+    """Refuses a table without URIs, with reserved columns, with two columns of one name or with far too many.
 
     Raises:
         ConfigError: Names the columns that are there.
     """
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise source.error(f"column {twice!r} is there twice; rename one")
+    check_number_of_columns(len(names), source)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise source.error(f"column {twice[0]!r} is there twice; rename one")
     if source.role == "--labels" and "media_id" in names:
         return
     if source.uri_column not in names:
@@ -124,6 +129,12 @@ def check_columns(names: Sequence[str], source: Source) -> None:
         hint = f"; --uri-column {near[0]} takes that one" if near else "; name it with --uri-column"
         raise source.error(f"no column {source.uri_column!r} among {', '.join(map(repr, names)) or 'no columns'}{hint}")
     check_not_reserved(names, source)
+
+
+def check_number_of_columns(number: int, source: Source) -> None:
+    """Raises ConfigError when there are more columns than a table of media has: each takes kilobytes."""
+    if number > MOST_COLUMNS:
+        raise source.error(f"has {number} columns; the limit is {MOST_COLUMNS}")
 
 
 def check_not_reserved(names: Iterable[str], source: Source) -> None:
@@ -295,4 +306,4 @@ def _without_nan(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
-    return [_without_nan(inner) for inner in value] if isinstance(value, list) else value
+    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value

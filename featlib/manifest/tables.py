@@ -1,7 +1,10 @@
 """Readers of manifest files: Parquet, CSV, JSON Lines and lists of URIs, each a stream of raw rows."""
 
+import codecs
+import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featlib.errors import ConfigError, MediaError
-from featlib.manifest.rows import KNOWN, RawRows, Source, as_json, check_columns, check_not_reserved
+from featlib.manifest.rows import (
+    KNOWN,
+    RawRows,
+    Source,
+    as_json,
+    check_columns,
+    check_not_reserved,
+    check_number_of_columns,
+)
 from featlib.storage import RangeFile, StoreOptions, open_media
 
 if TYPE_CHECKING:
@@ -22,13 +33,19 @@ Int64s = npt.NDArray[np.int64]
 
 BATCH_ROWS = 16_384
 MOST_VALUE_BYTES = 64 << 10  # of one cell; in a compressed table a few bytes may stand for any number of long ones
+MOST_LEVELS = 100  # of lists and objects within each other, as Arrow has it of Parquet; JSON is made on the stack
 _CSV_BLOCK_BYTES = 4 << 20  # also the longest row that is read
 _MOST_LINE_CHARACTERS = 4 << 20  # of JSON Lines
 _BATCH_BYTES = 8 << 20  # in the values of the rows that are handled at once
+_BLANKS = " \t\r\n"
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _ELEMENT_BYTES = 8  # of a number, and beside each value in a list
 _MOST_UTF8 = 4  # bytes of a character
+_NO_OBJECTS = (ValueError, OverflowError, pa.ArrowException)
+_QUOTED_ROW = re.compile(r"(?<=columns, got )(\d+): .*", re.DOTALL)  # Arrow's, of CSV
+_MOST_UNPACKED = 512 << 20  # bytes of a column in one row group of Parquet, as its footer has it
+_PAGE_HEADERS_BYTES = 1 << 20
 _MOST_NESTED = 1 << 25  # values of a column of lists in one row group of Parquet
 
 
@@ -47,13 +64,15 @@ def read_table(source: Source, ending: str, options: StoreOptions) -> Iterator[R
     except UnicodeDecodeError as error:
         raise source.error(f"is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
     except (pa.ArrowException, OSError) as error:
-        raise source.error(f"is not a readable {ending} file: {error}") from error
+        told = _QUOTED_ROW.sub(r"\1", str(error))
+        raise source.error(f"is not a readable {ending} file: {told}") from error
 
 
 def _read_parquet(file: RangeFile, source: Source) -> Iterator[RawRows]:
     from pyarrow.parquet import ParquetFile
 
     footer = ParquetFile(file).metadata
+    check_number_of_columns(len(footer.schema), source)  # with those within columns
     leaves = [footer.schema.column(i) for i in range(len(footer.schema))]
     # As a dictionary a text that is there a million times takes its length once, until it is known to be short.
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL"]
@@ -69,6 +88,9 @@ def _read_parquet(file: RangeFile, source: Source) -> Iterator[RawRows]:
 
 def _batch_rows(table: "ParquetFile", source: Source) -> int:
     """How many rows to read at once, so that those with lists or values of fixed length fit into memory.
+
+    Arrow unpacks a page at a time, and a page may be a single value of all that a column takes in its row group. What
+    is believed is the footer: a page that is larger than it says is seen only once it is unpacked.
 
     Raises:
         ConfigError: Cells are too long for certain.
@@ -89,6 +111,12 @@ def _batch_rows(table: "ParquetFile", source: Source) -> int:
                 raise source.error(
                     f"column {column!r} holds {cell_bytes} bytes a row; a value may have {MOST_VALUE_BYTES}"
                 )
+            unpacked = group.column(place).total_uncompressed_size
+            if unpacked > min(_MOST_UNPACKED, num_values * MOST_VALUE_BYTES) + _PAGE_HEADERS_BYTES:
+                raise source.error(
+                    f"column {column!r} takes {unpacked} bytes in a row group of {group.num_rows} rows; a value may "
+                    f"have {MOST_VALUE_BYTES}, and a column {_MOST_UNPACKED}: write smaller row groups"
+                )
             most = max(min(most, _BATCH_BYTES // max(cell_bytes, 1)), 1)
     return most
 
@@ -103,16 +131,26 @@ def _read_tsv(file: RangeFile, source: Source) -> Iterator[RawRows]:
 
 def _delimited(file: RangeFile, source: Source, delimiter: str) -> Iterator[RawRows]:
     """Every column is read as text: a guessed type would turn the id 007 into 7."""
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
-    reading = csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES)  # threads lose the row in messages
-    parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    names = csv.open_csv(_borrowed(file), reading, parsing).schema.names
+    check_number_of_columns(_columns_of_header(file, delimiter, source), source)
+    reading = arrow_csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES)  # threads lose the row in messages
+    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    names = arrow_csv.open_csv(_borrowed(file), reading, parsing).schema.names
     check_columns(names, source)
-    converting = csv.ConvertOptions(
+    converting = arrow_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
     )
-    yield from _tabular(csv.open_csv(_borrowed(file), reading, parsing, converting), source)
+    yield from _tabular(arrow_csv.open_csv(_borrowed(file), reading, parsing, converting), source)
+
+
+def _columns_of_header(file: RangeFile, delimiter: str, source: Source) -> int:
+    """How many there are, before Arrow sets up a reader for each."""
+    text = _at(file, 0, _CSV_BLOCK_BYTES).removeprefix(codecs.BOM_UTF8).decode("latin-1")
+    try:
+        return len(next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), []))
+    except csv.Error as error:
+        raise source.error(f"its header cannot be read ({error})") from None
 
 
 def _borrowed(file: RangeFile) -> Any:
@@ -178,21 +216,35 @@ def _cell_bytes(column: pa.Array) -> Int64s:
     return found
 
 
-def _values(column: pa.Array) -> list[Any]:
+def _values(batch: pa.RecordBatch, name: str, rows: range, source: Source) -> list[Any]:
+    """A column as Python objects.
+
+    Raises:
+        ConfigError: It holds what Python has no objects for: dates after the year 9999, fields of one name.
+    """
+    column = batch.column(name)
     plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    values: list[Any] = plain.to_pylist()
+    try:
+        values: list[Any] = plain.to_pylist()
+    except _NO_OBJECTS:
+        for i, row in enumerate(rows):
+            try:
+                plain.slice(i, 1).to_pylist()
+            except _NO_OBJECTS as error:
+                raise source.error(f"row {row}: {name} cannot be read ({error}); write it as text") from None
+        raise
     return values
 
 
 def _raw_of(batch: pa.RecordBatch, rows: range, source: Source) -> RawRows:
     names = batch.schema.names
-    cells = {name: _values(batch.column(name)) for name in KNOWN if name in names}
+    cells = {name: _values(batch, name, rows, source) for name in KNOWN if name in names}
     if source.uri_column in names:
-        cells["uri"] = _values(batch.column(source.uri_column))
+        cells["uri"] = _values(batch, source.uri_column, rows, source)
     rest = sorted(name for name in names if name not in KNOWN and name != source.uri_column)
     if not rest:
         return RawRows(rows, cells)
-    columns = [_values(batch.column(name)) for name in rest]
+    columns = [_values(batch, name, rows, source) for name in rest]
     return RawRows(rows, cells, [as_json(dict(zip(rest, row, strict=True))) for row in zip(*columns, strict=True)])
 
 
@@ -201,10 +253,9 @@ def _lines(file: RangeFile, most: int, source: Source) -> Iterator[list[tuple[in
     batch: list[tuple[int, str]] = []
     length = 0
     for number, line in enumerate(_bounded_lines(file, most, source), start=1):
-        stripped = line.strip(" \t\r\n")
-        if stripped:
-            batch.append((number, stripped))
-            length += len(stripped)
+        if line.strip(_BLANKS):
+            batch.append((number, line))
+            length += len(line)
         if len(batch) == BATCH_ROWS or length >= _BATCH_BYTES:
             yield batch
             batch, length = [], 0
@@ -224,7 +275,7 @@ def _bounded_lines(file: RangeFile, most: int, source: Source) -> Iterator[str]:
 
 def _read_uris(file: RangeFile, source: Source) -> Iterator[RawRows]:
     for batch in _lines(file, MOST_VALUE_BYTES, source):
-        yield RawRows([number for number, _ in batch], {"uri": [uri for _, uri in batch]})
+        yield RawRows([number for number, _ in batch], {"uri": [line.strip(_BLANKS) for _, line in batch]})
 
 
 def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
@@ -236,6 +287,7 @@ def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
         names = {name for each in objects for name in each}
         check_not_reserved(sorted(names - checked), source)
         checked |= names
+        check_number_of_columns(len(checked), source)
         cells = {name: [each.get(name) for each in objects] for name in KNOWN if name in names}
         cells["uri"] = [each.get(source.uri_column) for each in objects]
         drop = {*KNOWN, source.uri_column}
@@ -244,12 +296,19 @@ def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
 
 
 def _json_object(line: str, row: int, source: Source) -> dict[str, Any]:
+    """The object in a line, of which no message shows a word: a fault may stand before or behind a key."""
     try:
         found = json.loads(line)
+    except json.JSONDecodeError as error:
+        what = f"is not JSON (column {error.colno}: {error.msg})"
+        raise source.error(f"row {row}: {what}; write one object a line") from None
     except (ValueError, RecursionError) as error:
-        raise source.row_error(row, "line", line, f"is not JSON ({error}); write one object a line") from None
+        raise source.error(f"row {row}: is not JSON ({error}); write one object a line") from None
     if not isinstance(found, dict):
-        raise source.row_error(row, "line", line, "is not a JSON object; write one object a line")
+        raise source.error(f"row {row}: is not a JSON object; write one object a line")
+    for name, value in found.items():
+        if isinstance(value, dict | list) and _is_deep(value):
+            raise source.error(f"row {row}: {name} is nested too deep; the limit is {MOST_LEVELS} levels")
     if len(line) > MOST_VALUE_BYTES // _MOST_UTF8:
         for name, value in found.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -257,6 +316,14 @@ def _json_object(line: str, row: int, source: Source) -> dict[str, Any]:
             if length > MOST_VALUE_BYTES:
                 raise _too_long(row, name, length, source)
     return found
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        nested = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = list(chain.from_iterable(nested))
+    return any(isinstance(each, dict | list) for each in level)
 
 
 TABLE_READERS: dict[str, Callable[[RangeFile, Source], Iterator[RawRows]]] = {

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from featlib.errors import ConfigError
+from featlib.storage.urls import check_endpoint
+
 
 @dataclass(frozen=True)
 class StoreOptions:
@@ -12,11 +15,30 @@ class StoreOptions:
         anon: Send unsigned requests.
         deadline_s: How long one operation is repeated while the store does not answer properly: a
             minute without any store is outlived.
+
+    Raises:
+        ConfigError: ``endpoint_url`` is none.
     """
 
     endpoint_url: str | None = None
     anon: bool = False
     deadline_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url:
+            named_endpoint("endpoint_url", self.endpoint_url)
+
+
+def named_endpoint(name: str, url: str) -> str:
+    """As ``check_endpoint``, with ``name`` before what is wrong.
+
+    Raises:
+        ConfigError: In place of its ``ValueError``.
+    """
+    try:
+        return check_endpoint(url)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 DEFAULT_OPTIONS = StoreOptions()

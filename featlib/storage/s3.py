@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from featlib.errors import ConfigError, DamagedError, StoppedError, TransientError
 from featlib.redaction import redact
-from featlib.storage.objects import ObjectInfo, StoreOptions
+from featlib.storage.objects import ObjectInfo, StoreOptions, named_endpoint
 from featlib.storage.retry import is_transient, retrying
 from featlib.storage.urls import split_s3
 
@@ -49,7 +49,15 @@ class NoBucketError(ConfigError):
 
 
 def endpoint_url(options: StoreOptions) -> str | None:
-    return options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    """Where the store is; None: AWS.
+
+    Raises:
+        ConfigError: A variable holds no endpoint.
+    """
+    if options.endpoint_url:
+        return options.endpoint_url
+    name = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
+    return named_endpoint(name, os.environ[name]) if name else None
 
 
 def put(url: str, data: bytes | memoryview, options: StoreOptions) -> None:
@@ -195,6 +203,8 @@ def _guarded(verb: str, url: str, options: StoreOptions, call: Callable[[], T]) 
                 f"cannot {verb} {redact(url)}: {redact(str(error))}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or --anon for a public bucket"
             ) from error
+        if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):  # of a profile
+            raise ConfigError("endpoint_url of the AWS profile: is none; see AWS_PROFILE and ~/.aws/config") from None
         raise
 
 

@@ -10,6 +10,20 @@ from featlib.redaction import is_signed, redact
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[^\s?#]*)?")
+
+
+def check_endpoint(url: str) -> str:
+    """The URL of an object store.
+
+    Raises:
+        ValueError: It is none; what it is stands nowhere in the message, for it may hold a key.
+    """
+    if "@" in url:
+        raise ValueError("must not hold a user or a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if not _ENDPOINT.fullmatch(url):
+        raise ValueError("must be http:// or https:// and a host, like http://127.0.0.1:9000")
+    return url
 
 
 def is_s3(url: str) -> bool:

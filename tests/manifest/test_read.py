@@ -195,10 +195,11 @@ def test_write_manifest_refuses_what_cannot_be_read_back(folder: Path, tmp_path:
     for source, output, word in (
         (folder, tmp_path / "m.xlsx", "ending"),
         (folder, "s3://b/m.csv", "local files"),
+        (folder, "S3://b/m.csv", "local files"),
         (tmp_path / "empty", tmp_path / "m.csv", "no media"),
     ):
         with pytest.raises(ConfigError, match=word):
-            write_manifest(str(source), str(output), StoreOptions())
+            write_manifest(str(source), str(output), StoreOptions("http://127.0.0.1:9", deadline_s=1.0))
     assert not (tmp_path / "m.csv").exists()
 
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featlib.errors import ConfigError
-from featlib.manifest import BATCH_ROWS, RESERVED, read_manifest
+from featlib.manifest import BATCH_ROWS, RESERVED, read_manifest, tables
 from featlib.manifest.ids import DuplicateSearch, is_media_id
-from featlib.manifest.tables import MOST_VALUE_BYTES
+from featlib.manifest.rows import MOST_COLUMNS
+from featlib.manifest.tables import MOST_LEVELS, MOST_VALUE_BYTES
 
 
 def refusal(path: Path | str, **options: Any) -> str:
@@ -307,3 +308,152 @@ def test_lists_and_structs_keep_their_values_over_row_groups(tmp_path: Path) -> 
     pq.write_table(pa.table({"uri": ["a", "b", "c", "d"], **columns}), tmp_path / "m.parquet", row_group_size=2)
     found = [row for batch in read_manifest([str(tmp_path / "m.parquet")]) for row in batch["manifest"].to_pylist()]
     assert [json.loads(row) for row in found] == rows
+
+
+SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"media_id": "clip-0000001", "note": "{"x" * 80}", "uri": "s3://AKIAKEY:{SECRET}@bucket/v.mp4",}}',
+        f'{{"uri": "s3:\\/\\/AKIAKEY:{SECRET}@bucket\\/v.mp4",}}',
+        f'{{"uri": "https://h/v.mp4?{SECRET}",}}',
+        f'{{"uri": "a.mp4", "aws_secret_access_key": "{SECRET}",}}',
+        f'["{SECRET}"]',
+        f'"{SECRET}',
+    ],
+)
+def test_a_line_that_is_no_json_object_is_told_by_its_place_alone(line: str, tmp_path: Path) -> None:
+    text = refusal(written(tmp_path, "m.jsonl", f'{{"uri": "a.mp4"}}\n  {line}\n'))
+    assert "row 2: is not " in text
+    assert SECRET[:4] not in text
+
+
+def test_the_column_of_a_fault_in_json_counts_the_blanks_before_it(tmp_path: Path) -> None:
+    assert "row 1: is not JSON (column 4: " in refusal(written(tmp_path, "m.jsonl", "  {x}\n"))
+
+
+@pytest.mark.parametrize("where", [0, 60, 90, 130])
+def test_half_a_key_is_not_shown_where_a_long_value_is_cut(where: int, tmp_path: Path) -> None:
+    value = "x" * where + f" s3://AKIAKEY:{SECRET}{SECRET}@b/v.mp4"
+    text = refusal(written(tmp_path, "m.jsonl", json.dumps({"uri": "a.mp4", "media_id": value})))
+    assert "row 1: media_id " in text
+    assert SECRET[:4] not in text
+
+
+def test_what_is_nested_in_a_wrong_value_is_not_shown(tmp_path: Path) -> None:
+    for value in ({"aws_secret_access_key": SECRET}, [SECRET]):
+        text = refusal(written(tmp_path, "m.jsonl", json.dumps({"uri": "a.mp4", "label": value})))
+        assert "row 1: label " in text
+        assert SECRET[:4] not in text
+
+
+def test_a_csv_row_of_too_many_columns_is_told_by_its_place_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "m.csv", f"uri\na.mp4\n{'x' * 60},s3://AKIAKEY:{SECRET}{SECRET}@b/v.mp4\n")
+    text = refusal(path)
+    assert text.endswith("Row #3: Expected 1 columns, got 2")
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        (pa.array([0, 2**62], pa.timestamp("us")), "date value out of range"),
+        (pa.array([0, 253_402_300_800], pa.timestamp("s")), "date value out of range"),
+        (pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32()), "magnitude"),
+        (pa.array([0, 2**60 // 86_400_000 * 86_400_000], pa.int64()).cast(pa.date64()), "date value out of range"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "label", "uri"])
+def test_a_date_that_python_has_not_is_named(column: pa.Array, what: str, name: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a.mp4", "b.mp4"], name: column}), tmp_path / "m.parquet")
+    text = refusal(tmp_path / "m.parquet")
+    assert f"row 2: {name} cannot be read (" in text
+    assert what in text
+
+
+def test_fields_of_one_name_and_zones_that_are_nowhere_are_named(tmp_path: Path) -> None:
+    twins = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    for column in (twins, pa.array([0], pa.timestamp("us", "Nowhere/Land"))):
+        pq.write_table(pa.table({"uri": ["a.mp4"], "x": column}), tmp_path / "m.parquet")
+        assert "row 1: x cannot be read (" in refusal(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize("depth", [101, 300, 800])
+@pytest.mark.parametrize("inner", ["", "NaN"])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_what_is_nested_too_deep_is_named(depth: int, inner: str, opening: str, closing: str, tmp_path: Path) -> None:
+    nested = opening * depth + (inner or "0") + closing * depth
+    path = written(tmp_path, "m.jsonl", f'{{"uri": "a.mp4"}}\n{{"uri": "b.mp4", "x": {nested}}}\n')
+    assert f"row 2: x is nested too deep; the limit is {MOST_LEVELS} levels" in refusal(path)
+
+
+def test_what_is_nested_as_deep_as_allowed_is_kept(tmp_path: Path) -> None:
+    nested = "[" * MOST_LEVELS + "NaN" + "]" * MOST_LEVELS
+    (batch,) = read_manifest([str(written(tmp_path, "m.jsonl", f'{{"uri": "a.mp4", "x": {nested}}}\n'))])
+    assert batch["manifest"][0].as_py() == f'{{"x": {nested.replace("NaN", "null")}}}'
+
+
+def test_a_parquet_column_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    column = pa.array([1])
+    for _ in range(MOST_LEVELS + 1):
+        column = pa.StructArray.from_arrays([column], names=["a"])
+    pq.write_table(pa.table({"uri": ["a.mp4"], "x": column}), tmp_path / "m.parquet")
+    assert "too deeply nested" in refusal(tmp_path / "m.parquet")
+
+
+def test_no_numbers_within_a_map_are_null(tmp_path: Path) -> None:
+    column = pa.array([[("a", float("nan"))]], pa.map_(pa.string(), pa.float64()))
+    pq.write_table(pa.table({"uri": ["a.mp4"], "x": column}), tmp_path / "m.parquet")
+    (batch,) = read_manifest([str(tmp_path / "m.parquet")])
+    assert batch["manifest"][0].as_py() == '{"x": [["a", null]]}'
+
+
+def _of_many_columns(path: Path, number: int) -> Path:
+    names = ["uri", *(f"c{i}" for i in range(number - 1))]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({name: ["a"] for name in names}), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(dict.fromkeys(("uri", *part), "a")) for part in (names[1:9], names)))
+    else:
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(f"{delimiter.join(names)}\n{delimiter.join('a' * number)}\n")
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_the_number_of_columns_has_a_limit(ending: str, tmp_path: Path) -> None:
+    path = _of_many_columns(tmp_path / f"m{ending}", MOST_COLUMNS + 1)
+    assert refusal(path).endswith(f"has {MOST_COLUMNS + 1} columns; the limit is {MOST_COLUMNS}")
+    path = _of_many_columns(tmp_path / f"n{ending}", MOST_COLUMNS)
+    if ending == ".jsonl":
+        assert "is there twice" in refusal(path), "both rows name the same media"
+    else:
+        assert sum(batch.num_rows for batch in read_manifest([str(path)])) == 1
+
+
+def test_many_columns_within_one_are_counted(tmp_path: Path) -> None:
+    twins = pa.StructArray.from_arrays([pa.array([1])] * MOST_COLUMNS, names=[f"{i}" for i in range(MOST_COLUMNS)])
+    pq.write_table(pa.table({"uri": ["a.mp4"], "x": twins}), tmp_path / "m.parquet")
+    assert f"the limit is {MOST_COLUMNS}" in refusal(tmp_path / "m.parquet")
+
+
+def test_a_header_of_far_too_many_columns_sets_up_no_reader(tmp_path: Path) -> None:
+    names = ["\ufeffuri", '"a\n,"', *(f"{i:x}" for i in range(160_000))]
+    path = written(tmp_path, "m.csv", f"\n{','.join(names)}\na{',' * len(names)}\n")
+    with in_memory(100 << 20):
+        assert "has 160002 columns" in refusal(path)
+
+
+@pytest.mark.parametrize("rows", [1, 100, 20_000])
+def test_a_value_that_fills_its_row_group_is_refused_before_it_is_unpacked(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few kilobytes, of which Arrow makes four times what the value takes."""
+    if rows * MOST_VALUE_BYTES > 64 << 20:  # the limit of a value lets it pass
+        monkeypatch.setattr(tables, "_MOST_UNPACKED", 32 << 20)
+    column = pa.array(["x" * (64 << 20), *[None] * (rows - 1)])
+    pq.write_table(pa.table({"uri": ["a.mp4"] * rows, "x": column}), tmp_path / "m.parquet", compression="zstd")
+    assert (tmp_path / "m.parquet").stat().st_size < 50_000
+    with in_memory(40 << 20):
+        assert "column 'x' takes 6" in refusal(tmp_path / "m.parquet")

@@ -1,12 +1,14 @@
 """What is opened and what is refused, on text alone."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
 from featlib.errors import ConfigError, FeatlibError, StoppedError, TransientError
 from featlib.redaction import holds_key, redact
-from featlib.storage import check_url, folder_of, resolve
+from featlib.storage import Store, StoreOptions, check_url, folder_of, resolve, s3
+from featlib.storage.urls import check_endpoint
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,8 @@ from featlib.storage import check_url, folder_of, resolve
         ("S3://bucket/key", "s3://bucket/key"),
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/user@host.mp4", "s3://bucket/user@host.mp4"),
+        ("s3://bucket/a?design=2#x=1.mp4", "s3://bucket/a?design=2#x=1.mp4"),
+        ("a?token=3.mp4", "a?token=3.mp4"),
     ],
 )
 def test_allowed(text: str, url: str) -> None:
@@ -35,6 +39,9 @@ def test_allowed(text: str, url: str) -> None:
         *("simplecache::file:///etc/passwd", "zip://a.mp4::s3://b/c.zip", "local:/etc/passwd", "file:/etc/passwd"),
         *("file://host/a", "file://", "file:///a%00b", "concat:a|b", "subfile,,start,0,end,9,,:/etc/passwd"),
         *("s3://KEY:HID/HIDDEN@bucket/a", "s3://KEY:HIDDEN/bucket", "s3://b/k?X-Amz-Signature=HIDDEN"),
+        *("s3://b/k?sig=HIDDEN", "s3://b/k?AWSSecretAccessKey=HIDDEN", "s3://b/k?X-Goog-Signature=HIDDEN"),
+        *("s3://b/k;X-Amz-Signature=HIDDEN", "s3://b/k%3FX-Amz-Signature%3DHIDDEN", "s3://b/k#token=HIDDEN"),
+        *("KEY:HIDDEN@host:9000", "https://host/a?HIDDEN", "s3:/KEY:HIDDEN@b/k", "s3://KEY:HIDDEN\n@b/k"),
         *("https://KEY:HID/HIDDEN@host/a", "https://host/a?sig=HIDDEN&x=HIDDEN", "gs://KEY:HIDDEN@b/a"),
         *("s3://KEY:HIDDEN@bucket/a", "s3://HIDDEN@bucket/a", "s3:///a", "s3://", "s3:bucket/a", "s3://b*/a"),
     ],
@@ -75,7 +82,53 @@ def test_no_message_of_an_error_shows_a_key(kind: type[FeatlibError]) -> None:
 
 def test_redact_blots_out_keys() -> None:
     shown = redact("GET s3://KEY:SECRET@bucket/a and http://h/a?X-Amz-Signature=abc&x=1&AWSAccessKeyId=AKIA failed")
-    assert shown == "GET s3://***@bucket/a and http://h/a?X-Amz-Signature=***&x=***&AWSAccessKeyId=*** failed"
+    assert shown == "GET s3://***@bucket/a and http://h/a?*** failed"
+    assert redact(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("me:SECRET@h:9000", "***@h:9000"),
+        ("(got 'me:SEC/RET@h:9000')", "(got '***@h:9000')"),
+        ("--endpoint-url=me:SECRET@h:9000", "--endpoint-url=***@h:9000"),
+        ("http:me:SECRET@h/x", "***@h/x"),
+        ("s3:/KEY:SECRET@b/k", "***@b/k"),
+        (r"s3:\/\/KEY:SECRET@b\/k", r"***@b\/k"),
+        ("https://u:p/a@SEC@RET@h/x", "https://***@h/x"),
+        ("'https://h/a?SECRET': no", "'https://h/a?***': no"),
+        ("https://h/a?X%2DAmz%2DSignature=SECRET", "https://h/a?***"),
+        ("https://h/a?tok[0]=SECRET", "https://h/a?***"),
+        ("https://h/a#token=SECRET", "https://h/a#***"),
+        ("gs://b/a?SECRET", "gs://b/a?***"),
+        ("s3://b/k?sig=SECRET", "s3://b/k?sig=***"),
+        ("s3://b/k?AWSSecretAccessKey=SECRET&v=2", "s3://b/k?AWSSecretAccessKey=***&v=2"),
+        ("s3://b/k?X-Goog-Signature=SECRET", "s3://b/k?X-Goog-Signature=***"),
+        ("s3://b/k?a=1&amp;X-Amz-Signature=SECRET", "s3://b/k?a=1&amp;X-Amz-Signature=***"),
+        ("s3://b/k;X-Amz-Signature=SECRET", "s3://b/k;X-Amz-Signature=***"),
+        ("s3://b/k%3FX-Amz-Signature%3DSECRET", "s3://b/k%3FX-Amz-Signature%3D***"),
+        ("aws_secret_access_key=SECRET", "aws_secret_access_key=***"),
+    ],
+)
+def test_every_shape_of_a_key_is_blotted_out_and_known_for_one(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
+    assert holds_key(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("s3://b/c?d#e.mp4", "s3://b/user@host.mp4", "s3://b/dt=10:00/user@host.mp4", "s3://b/a?design=2#x=1.mp4"),
+        *("/data/a?b.mp4", "a?b#c=d.mp4", "file:///data/a?b.mp4", "clips/**/*?.mp4", "./10:00/user@host.mp4"),
+        *("--model=small=resnet18", "crop:ssd+resnet18", "my_networks:tiny", "http://127.0.0.1:8265", "fps:2"),
+        *("cannot read http://h:9000/b/a.mp4: no", "row 3: a@b.mp4 is no token", "features/model=signature_net/a"),
+        *("s3://b/tokens/secret.mp4", "s3://b/token/a=1.mp4"),
+    ],
+)
+def test_what_is_no_key_is_shown_and_taken(text: str) -> None:
+    assert redact(text) == text
+    assert not holds_key(text)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +171,48 @@ def test_folder_of(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-de
     assert folder_of("/m.csv") == ""
     assert folder_of("s3://b/x/m.csv") == "s3://b/x"
     assert folder_of("s3://b/m.csv") == "s3://b"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9000", "https://s3.example.org/", "http://[::1]:9000", "https://h/some/path"]
+)
+def test_endpoints(url: str) -> None:
+    assert check_endpoint(url) == url
+    assert s3.endpoint_url(StoreOptions(url)) == url
+
+
+WRONG_ENDPOINTS = [
+    *("me:HIDDEN@h:9000", "http://me:HIDDEN@h:9000", "http://me:HIDDEN@ bad host:9000", "ftp://h", "h:9000"),
+    *("http://", "http://a b", "http://h?HIDDEN", "http://h/#HIDDEN", "http://h:HIDDEN", "http://h:9000/\nHIDDEN"),
+]
+
+
+@pytest.mark.parametrize("url", WRONG_ENDPOINTS)
+def test_a_wrong_endpoint_is_refused_without_a_word_of_it(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^endpoint_url: must ") as caught:
+        StoreOptions(url)
+    assert "HIDDEN" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize("url", WRONG_ENDPOINTS)
+def test_a_wrong_endpoint_in_the_environment_is_refused_likewise(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, url)
+    for call in (lambda: Store("s3://b").get("a"), lambda: Store("s3://b").arrow()):
+        with pytest.raises(ConfigError, match=f"^{name}: must ") as caught:
+            call()
+        assert "HIDDEN" not in str(caught.value)
+
+
+def test_a_wrong_endpoint_of_a_profile_is_refused_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[default]\nendpoint_url = me:HIDDEN@h:9000\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    s3._client_of.cache_clear()
+    with pytest.raises(ConfigError, match="endpoint_url of the AWS profile") as caught:
+        Store("s3://b", StoreOptions(anon=True)).get("a")
+    assert "HIDDEN" not in str(caught.value)
+    s3._client_of.cache_clear()
