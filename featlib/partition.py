@@ -112,7 +112,13 @@ def register(store: Store, keys: Keys, wanted: Mapping[str, Provenance]) -> None
             store.put(keys.model(label), to_json(body).encode())
 
 
-def drop(store: Store, keys: Keys, label: str, guard: Callable[[], None] = lambda: None) -> int:
+def drop(
+    store: Store,
+    keys: Keys,
+    label: str,
+    guard: Callable[[], None] = lambda: None,
+    confirm: Callable[[], None] = lambda: None,
+) -> int:
     """Removes a partition: features, outcomes, what is staged and what was written down of it.
 
     What says that something is done goes before it: cut anywhere, the next job finds less done than is there and makes
@@ -120,7 +126,8 @@ def drop(store: Store, keys: Keys, label: str, guard: Callable[[], None] = lambd
     was written down of that partition: until nothing is left, the same drop may be asked for again.
 
     Args:
-        guard: Called before objects are removed; raises when this process may not any more.
+        guard: Called before each object is removed; raises when this process may not any more.
+        confirm: The same before the first of the partition and of the plan: costs more, and is surer.
 
     Returns:
         Number of objects removed.
@@ -135,16 +142,17 @@ def drop(store: Store, keys: Keys, label: str, guard: Callable[[], None] = lambd
     is_last = len(mine) == len(outcomes) and not set(models) - {keys.model(label)}
     if not is_last and keys.model(label) in models:
         gone.append(keys.model(label))
-    _remove(store, gone, guard)
+    _remove(store, gone, guard, confirm)
     if is_last:
         rest = [o.key for o in store.list(keys.own) if not o.key.startswith(keys.drivers)]
         rest.sort(key=lambda key: (key not in models, key), reverse=True)
-        _remove(store, rest, guard)
+        _remove(store, rest, guard, confirm)
         gone += rest
     return len(gone)
 
 
-def _remove(store: Store, in_order: list[str], guard: Callable[[], None]) -> None:
+def _remove(store: Store, in_order: list[str], guard: Callable[[], None], confirm: Callable[[], None]) -> None:
+    confirm()
     for key in in_order:
         guard()
         store.delete([key])

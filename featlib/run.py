@@ -294,8 +294,7 @@ class Run:
 
     def sweep(self) -> None:
         """Removes lists of units that earlier, broken runs left behind."""
-        self._claim.guard()
-        self._task.store.delete([o.key for o in self._task.store.list(self._task.keys.units)])
+        self._remove([o.key for o in self._task.store.list(self._task.keys.units)])
 
     def _clean(self) -> None:
         """Removes what earlier, broken runs left behind: lists of units, and pieces of published shards."""
@@ -305,8 +304,13 @@ class Run:
         mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
         for shard, pieces in read_shards(task.store, mine):
             kept = {p.key for p in pieces if not is_spent(p, task.provenance)}
-            task.store.delete([key for key in mine[shard] if key not in kept])  # also those that nobody can read
+            self._remove([key for key in mine[shard] if key not in kept])  # also those that nobody can read
         task.store.sweep_temporary()
+
+    def _remove(self, keys: Sequence[str]) -> None:
+        if keys:
+            self._claim.confirm()
+            self._task.store.delete(keys)
 
 
 def _unit_items(task: Task) -> int:

@@ -200,6 +200,8 @@ def test_a_drop_asks_before_each_object_whether_it_still_may(store: Store) -> No
 
     with pytest.raises(StoppedError):
         partition.drop(store, KEYS, "a", buried)
+    with pytest.raises(StoppedError):
+        partition.drop(store, KEYS, "a", confirm=buried)
     assert store.list("features") == before
 
 

@@ -129,6 +129,28 @@ def test_what_cannot_be_read_back_again_and_again_stops_the_run() -> None:
         run._check_again(["v0"])
 
 
+def test_who_is_buried_clears_nothing_up(tmp_path: Path) -> None:
+    """What lies there is the other's."""
+
+    def confirm() -> None:
+        raise StoppedError("another driver took over")
+
+    store, keys = Store(str(tmp_path)), Keys("d")
+    run = Run.__new__(Run)
+    run.__dict__ |= {
+        "_task": SimpleNamespace(store=store, keys=keys, backlog=SimpleNamespace(shards=[0]), provenance={}),
+        "_claim": SimpleNamespace(confirm=confirm),
+    }
+    left = [f"{keys.units}/other.units", f"{keys.stage_shard(0)}/other-0.piece"]
+    while left:
+        for key in left:
+            store.put(key, b"")
+        with pytest.raises(StoppedError, match="took over"):
+            run._clean()
+        assert all(store.stat(key) for key in left)
+        store.delete([left.pop(0)])
+
+
 def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> None:
     def check() -> None:
         raise StoppedError("another driver took over")
