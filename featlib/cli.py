@@ -246,7 +246,7 @@ def drop(output: str, dataset: str, model: str, yes: bool, endpoint_url: str | N
         click.confirm(f"Remove model={model} of dataset={dataset} from {redact(output)}?", abort=True)
     with Claim(store, keys) as claim:
         claim.settle()
-        count = partition.drop(store, keys, model, claim.guard)
+        count = partition.drop(store, keys, model, claim.guard, claim.confirm)
     click.echo(f"removed {count} objects")
 
 

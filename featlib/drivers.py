@@ -1,14 +1,17 @@
 """One driver at a time: only one process plans and publishes a dataset of an output.
 
-A driver puts a claim, waits long enough for a claim of the same second to be visible, and lists: the earliest claim
-(store time, then id) whose driver lives works, the others leave. It lists again before the plan and before each
-publish. A driver lives while its heartbeat changes; one whose process is gone from this very machine is dead at once.
+A driver lists, and leaves where another one lives; so it is later than all whom it finds, whatever the clocks say that
+stamp claims. Else it puts a claim, waits long enough for a claim of the same second to be visible, and lists again:
+of those that did not find each other the earliest (store time, then id) whose driver lives works, the others leave.
+A driver lives while its heartbeat changes; one whose process is gone from this very machine is dead at once.
 
 Another one is only taken for dead when it has been silent for ``LEASE_S``, which is longer than ``GUARDED_S``, the
 deadline of a request and the time-out of its last try together. Before it puts anything for good, a driver makes sure
 that it has not been silent for longer than ``GUARDED_S``, or else that it was not taken for dead; so what it puts
-arrives before anybody takes over. What no store without conditional writes can exclude: a machine that sleeps, or a
-single request of which bytes keep trickling, for longer than the lease.
+arrives before anybody takes over. Before a commit, and before it removes anything, it always looks: a machine that was
+paused does not know it before somebody sets its clock. What no store without conditional writes can exclude: a machine
+that sleeps between that look and the end of its request, or a single request of which bytes keep trickling, for longer
+than the lease.
 """
 
 import contextlib
@@ -26,6 +29,7 @@ from types import TracebackType
 from featlib.errors import StoppedError, TransientError
 from featlib.layout import Keys
 from featlib.storage import Store
+from featlib.storage.retry import now
 
 BEAT_S = 5.0
 GUARDED_S = 30.0
@@ -37,7 +41,8 @@ SETTLE_S = 1.5
 """S3 stamps whole seconds: two claims of one second are told apart by id, so both must be listed."""
 
 _PUT_TRIES = 5
-"""A store may stamp a claim with the time at which a slow put began; others have settled by then. So it is put anew."""
+"""A store may stamp a claim with the time at which a slow put began; others have settled by then. So it is taken back
+and put anew."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,6 @@ class Host:
         if started is None:
             return _is_gone(self.pid)
         return bool(self.started) and started != self.started
-
-
-def _now() -> float:
-    """Seconds that go on while the machine sleeps, where the system counts them."""
-    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
 def _boot() -> str:
@@ -125,32 +124,62 @@ class Claim:
         self.id = uuid.uuid4().hex[:12]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="featlib-heartbeat", daemon=True)
-        self._claimed_at = self._beat_at = 0.0
+        self._claimed_at = 0.0
+        self._beat_at = self._beat_wall = 0.0  # by ``now`` and by the clock of the wall
         self._is_in_doubt = False
         self._beats = 0
         self._beating = threading.Lock()
 
     def __enter__(self) -> "Claim":
-        body = Host.here().to_json()
-        for _ in range(_PUT_TRIES):
-            self._claimed_at = time.monotonic()
-            self._store.put(self._key("claim"), body)
-            if time.monotonic() - self._claimed_at < SETTLE_S / 2:
-                break
-        self._claimed_at = time.monotonic()
-        self._thread.start()
+        try:
+            self._put_claim()
+            self._thread.start()
+        except BaseException:  # of a process that lives on, as in a notebook, a claim left behind would be waited for
+            with contextlib.suppress(Exception):
+                self._give_back()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join(timeout=2 * BEAT_S)
         try:
-            self._remove(self.id)
+            self._give_back()
         except TransientError:
             if error is None:
                 raise
+
+    def _give_back(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * BEAT_S)
+        self._remove(self.id)
+
+    def _put_claim(self) -> None:
+        body = Host.here().to_json()
+        for number in range(_PUT_TRIES):
+            if number:
+                self._remove(self.id)
+            alone_at = self._outlive_all()
+            self._sign_of_life(now(), time.time())
+            self._store.put(self._key("claim"), body)
+            if now() - alone_at < SETTLE_S / 2:
+                break
+        self._claimed_at = now()
+
+    def _outlive_all(self) -> float:
+        """Waits until nobody has a claim; gives the time before the listing that showed it.
+
+        Raises:
+            StoppedError: Another driver lives.
+        """
+        while True:
+            listed_at = now()
+            others = [driver for driver in self._claims() if not self._is_dead(driver)]
+            if not others:
+                return listed_at
+            for driver in others:
+                self._outlive(driver)
 
     def _key(self, ending: str, driver: str | None = None) -> str:
         return f"{self._keys.drivers}/{driver or self.id}.{ending}"
@@ -165,21 +194,33 @@ class Claim:
 
     def _put_beat(self) -> None:
         with self._beating:
-            begun = _now()
-            if self._beat_at and begun - self._beat_at > GUARDED_S:
+            begun = now(), time.time()
+            if self._is_silent():
                 self._is_in_doubt = True
             self._beats += 1
             self._store.put(self._key("alive"), str(self._beats).encode())
-            self._beat_at = begun
+            self._sign_of_life(*begun)
+
+    def _sign_of_life(self, at: float, wall: float) -> None:
+        """Notes when the store was last shown that this driver lives: by its claim, then by its beats."""
+        self._beat_at, self._beat_wall = at, wall
+
+    def _is_silent(self) -> bool:
+        """Whether the last sign of life is long ago. While a machine is paused only the wall's clock goes on, once it
+        is set right."""
+        return max(now() - self._beat_at, time.time() - self._beat_wall) > GUARDED_S
 
     def settle(self) -> None:
         """Waits until competing claims must be visible, then makes sure that this driver is the one that works."""
-        time.sleep(max(0.0, self._claimed_at + SETTLE_S - time.monotonic()))
-        for driver in self._earlier():
+        time.sleep(max(0.0, self._claimed_at + SETTLE_S - now()))
+        earlier = self._earlier()
+        for driver in earlier:
             self._outlive(driver)
+        if earlier:
+            self.check()
 
     def check(self) -> None:
-        """Makes sure, without waiting, that no earlier claim has turned up."""
+        """Makes sure, without waiting, that the claim stands and no earlier one has turned up."""
         earlier = self._earlier()
         if earlier:
             raise self._other(earlier[0])
@@ -194,7 +235,7 @@ class Claim:
         """
         if self._stop.is_set():
             raise StoppedError("this driver has given its claim back; run the same command again to go on")
-        if _now() - self._beat_at > GUARDED_S:
+        if self._is_silent():
             self._put_beat()
         if self._is_in_doubt:
             self._is_in_doubt = False  # before the look: the heart may come into doubt anew meanwhile
@@ -204,10 +245,23 @@ class Claim:
                 self._is_in_doubt = True
                 raise
 
-    def _earlier(self) -> list[str]:
+    def confirm(self) -> None:
+        """``guard`` with a look at the store, whatever the clocks say: before a commit, and before anything is removed.
+
+        Raises:
+            StoppedError: As ``guard`` and ``check``.
+        """
+        self.guard()
+        self.check()
+
+    def _claims(self) -> list[str]:
+        """Ids of all drivers with a claim, the earliest first."""
         claims = [o for o in self._store.list(self._keys.drivers) if o.key.endswith(".claim")]
         order = sorted((o.modified, o.key.rpartition("/")[2].removesuffix(".claim")) for o in claims)
-        ids = [driver for _, driver in order]
+        return [driver for _, driver in order]
+
+    def _earlier(self) -> list[str]:
+        ids = self._claims()
         if self.id not in ids:
             raise StoppedError(
                 f"the claim of this driver ({self.id}) is gone from {self._store.url}: another driver took over; "
@@ -234,7 +288,7 @@ class Claim:
         while silent_s < LEASE_S:
             looked_at = time.monotonic()
             self._stop.wait(LOOK_S)
-            if self._pulse(driver) != before or driver not in self._earlier():
+            if self._pulse(driver) != before or self._is_dead(driver):
                 break
             silent_s += min(time.monotonic() - looked_at, 2 * LOOK_S)
         else:
@@ -243,7 +297,7 @@ class Claim:
             if self._pulse(driver):  # it beat while it was buried: it lives, and stops by itself when it sees that
                 raise self._other(driver)
             return
-        if driver in self._earlier():
+        if not self._is_dead(driver):
             raise self._other(driver)
 
     def _pulse(self, driver: str) -> bytes:

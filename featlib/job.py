@@ -100,9 +100,9 @@ def _claimed(
         opened = _opened(config, store, keys, plan, selected)
         models, forward = _settled(config, store, keys, models, plan, opened, ray, shown)
         provenance = _provenance(config, models)
-        claim.guard()
+        claim.confirm()
         partition.register(store, keys, provenance)
-        remove_history(store, keys, list(provenance))
+        remove_history(store, keys, list(provenance), claim.confirm)
         task = replace(_task(config, store, keys, models, provenance, plan, opened, ray), decode=decode)
         run = Run(task, claim, shown, on_event)
         if task.backlog.num_items:
@@ -124,12 +124,7 @@ def _plan(config: ExtractConfig, store: Store, keys: Keys, options: StoreOptions
         local_media=config.local_media,
         options=options,
     )
-
-    def guard() -> None:
-        claim.guard()
-        claim.check()
-
-    return grow(store, keys, read_plan(store, keys), batches, config.shard_items, guard)
+    return grow(store, keys, read_plan(store, keys), batches, config.shard_items, claim.confirm)
 
 
 def _provenance(config: ExtractConfig, models: "Sequence[ResolvedModel]") -> dict[str, Provenance]:

@@ -148,14 +148,14 @@ def grow(
     plan: Plan,
     batches: Iterable[pa.RecordBatch],
     shard_items: int,
-    guard: Callable[[], None] = lambda: None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> tuple[Plan, npt.NDArray[np.bool_]]:
     """Adds the manifest's new items as one generation; gives the plan and which of its items the manifest names.
 
     The generation is put only after the manifest was read to its end, so a wrong manifest leaves no trace.
 
     Args:
-        guard: Called before that; raises when this process may not put it any more.
+        confirm: Called before that; raises when this process may not put it any more.
 
     Raises:
         ConfigError: A known media id comes with another URI or range.
@@ -186,7 +186,7 @@ def grow(
             return plan, selected
         seal_file(path)
         key = _generation_key(keys, len(plan.generations))
-        guard()
+        confirm()
         if store.stat(key) is not None:
             raise StoppedError(f"{key}: another job has just planned this dataset; run the same command again")
         store.put_file(key, str(path))

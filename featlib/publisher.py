@@ -83,14 +83,16 @@ class ShardPublisher:
                 self.provenance,
                 max_bytes=self.max_bytes,
                 guard=self.claim.guard,
+                confirm=self.claim.confirm,
                 on_event=self.on_event,
             )
         except DamagedPieceError as error:
+            self.claim.confirm()
             self.store.delete([error.key])
             self._listed.clear()  # an earlier label may have put objects
             damaged = {r.media_id for p in pieces if p.key == error.key for r in p.reports}
             return Published(shard, again=_units_again(shard, items, needs, damaged))
-        self.claim.guard()
+        self.claim.confirm()
         self.store.delete([p.key for p in pieces if is_spent(p, self.provenance)])
         self.on_event("shard_published", str(shard))
         return Published(shard, outcomes)
@@ -127,11 +129,16 @@ def is_spent(piece: Piece, provenance: Mapping[str, Provenance]) -> bool:
     return not set(piece.fingerprints).isdisjoint(provenance)
 
 
-def remove_history(store: Store, keys: Keys, labels: Collection[str]) -> None:
+def remove_history(
+    store: Store, keys: Keys, labels: Collection[str], confirm: Callable[[], None] = lambda: None
+) -> None:
     """Removes pieces that were published for ``labels`` by a run that ended before it could remove them.
 
     Left behind, they would pass for the result of the next ``--retry-failed`` or ``--changed``. A piece of which one
     of ``labels`` is still to be published stays, unless nobody can read it.
+
+    Args:
+        confirm: Called before objects are removed; raises when this process may not any more.
     """
     staged = piece_keys(store, keys)
     for shard, pieces in read_shards(store, staged):
@@ -139,7 +146,10 @@ def remove_history(store: Store, keys: Keys, labels: Collection[str]) -> None:
         mine = {p.key: [label for r in p.reports for label in r.models if label in history] for p in pieces}
         gone = [key for key, made in mine.items() if made and all(key in history[label] for label in made)]
         unreadable = set(staged[shard]) - mine.keys()
-        store.delete([*gone, *(key for key in unreadable if any(key in spent for spent in history.values()))])
+        gone += [key for key in unreadable if any(key in spent for spent in history.values())]
+        if gone:
+            confirm()
+            store.delete(gone)
 
 
 class PublisherThread:

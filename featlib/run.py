@@ -332,30 +332,35 @@ class Run:
     def sweep(self) -> None:
         """Removes pieces that came too late: staged for a driver that slept, after another had published."""
         task = self._task
-        self._claim.guard()
         for shard, pieces in read_shards(task.store, piece_keys(task.store, task.keys)):
             made = {label for p in pieces for label in p.rounds if label in task.provenance}
             rounds = {label: read_committed(task.store, task.keys, label, shard).rounds for label in made}
             late = [p.key for p in pieces if p.rounds and all(rounds.get(m, n) != n for m, n in p.rounds.items())]
-            task.store.delete(late)
+            self._remove(late)
 
     def _clean(self) -> None:
         """Removes what earlier, broken runs left behind: pieces of published shards, and those that came too late."""
         task = self._task
-        self._claim.guard()
         staged = piece_keys(task.store, task.keys)
         mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
         for shard, pieces in read_shards(task.store, mine):
             kept = {p.key for p in pieces if not is_spent(p, task.provenance)}
-            task.store.delete([key for key in mine[shard] if key not in kept])  # also those that nobody can read
+            self._remove([key for key in mine[shard] if key not in kept])  # also those that nobody can read
         self.sweep()
         task.store.sweep_temporary()
+
+    def _remove(self, keys: Sequence[str]) -> None:
+        if keys:
+            self._claim.confirm()
+            self._task.store.delete(keys)
 
 
 def sweep_units(store: Store, keys: Keys, claim: Claim) -> None:
     """Removes lists of units that earlier runs left behind; workers of a driver that was buried stop at that."""
-    claim.guard()
-    store.delete([o.key for o in store.list(keys.units)])
+    left = [o.key for o in store.list(keys.units)]
+    if left:
+        claim.confirm()
+        store.delete(left)
 
 
 def _unit_items(task: Task) -> int:

@@ -11,10 +11,26 @@ import pytest
 import featlib
 from featlib.config import AggregateConfig, Pool, validated
 from featlib.drivers import Claim
-from featlib.errors import ConfigError
+from featlib.errors import ConfigError, StoppedError
 from featlib.heads.pooling import Pooled
+from featlib.layout import Keys
+from featlib.plan import Plan, read_plan
+from featlib.shards.staging import Piece
+from featlib.shards.verify import verify
 from featlib.storage import Store
-from tests.shards.make import KEYS, SHAPES, CrashError, Item, planned, publish, publisher, snapshot, staged, value
+from tests.shards.make import (
+    KEYS,
+    SHAPES,
+    CrashError,
+    Item,
+    batch,
+    planned,
+    publish,
+    publisher,
+    snapshot,
+    staged,
+    value,
+)
 
 IDS = ["v0", "v1", "v2"]
 LABELS = ("a", "b")
@@ -248,6 +264,54 @@ def test_a_driver_that_waited_meets_what_the_other_one_registered(
     monkeypatch.setattr(Claim, "settle", lambda claim: shutil.copytree(other, mine, dirs_exist_ok=True))
     with pytest.raises(ConfigError, match="pool was mean, is now max"):
         aggregate(mine, "a", label="video", pool="max")
+
+
+def buried(store: Store) -> None:
+    """What another does to the driver at work once it takes it for dead."""
+    store.delete([o.key for o in store.list(KEYS.drivers) if o.key.endswith(".claim")])
+
+
+def test_a_driver_that_slept_writes_over_nothing_of_the_one_that_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the plan for so long that another made the same label, otherwise, and ended."""
+    store, slept = published(tmp_path, [Item(i) for i in IDS]), list[bool]()
+
+    def asleep(store: Store, keys: Keys) -> Plan:
+        if not slept:
+            slept.append(True)
+            buried(store)
+            aggregate(tmp_path, "a", label="video", pool="max")
+            before.update(snapshot(store), record=store.get(KEYS.model("video")))
+        return read_plan(store, keys)
+
+    before: dict[str, object] = {}
+    monkeypatch.setattr("featlib.aggregation.job.read_plan", asleep)
+    with pytest.raises(StoppedError, match="another driver took over"):
+        aggregate(tmp_path, "a", label="video", pool="mean")
+    assert {**snapshot(store), "record": store.get(KEYS.model("video"))} == before
+    ids = [batch({"media_id": i} for i in IDS)]
+    assert verify(ids, store, KEYS, "video").complete
+
+
+def test_a_driver_that_slept_removes_nothing_that_the_other_staged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = published(tmp_path, [Item("v0")])
+    key = staged(store, "other", [Item("v0")], ["a"])
+    monkeypatch.setattr("featlib.partition.register", lambda store, *_, **__: buried(store))
+    monkeypatch.setattr("featlib.aggregation.job.list_pieces", lambda *_: {0: [Piece(key, {"a.mean": "x"}, ())]})
+    with pytest.raises(StoppedError, match="another driver took over"):
+        aggregate(tmp_path, "a")
+    assert store.stat(key) is not None
+
+
+def test_a_driver_that_slept_at_its_end_sums_up_nothing_of_the_other(tmp_path: Path) -> None:
+    store = published(tmp_path, [Item("v0")])
+    config = AggregateConfig(output=str(tmp_path), dataset="d", features=("a",))
+    with pytest.raises(StoppedError, match="another driver took over"):
+        featlib.aggregate(config, on_event=lambda name, what: buried(store) if name == "shard_published" else None)
+    assert not store.list(KEYS.runs)
 
 
 def changed(store: Store, label: str, *items: Item) -> None:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,15 @@ def _claims(store: Store) -> list[str]:
     return [o.key for o in store.list(KEYS.drivers) if o.key.endswith(".claim")]
 
 
-def _foreign_claim(store: Store, driver: str, boot: str = "another machine", pid: int = 1, started: str = "0") -> None:
-    store.put(f"{KEYS.drivers}/{driver}.claim", Host("elsewhere", boot, pid, started).to_json())
-    path = Path(store.url) / KEYS.drivers / f"{driver}.claim"
-    os.utime(path, (1.0, 1.0))
+def _foreign_claim(store: Store, driver: str, stamp: float = 1.0) -> None:
+    store.put(f"{KEYS.drivers}/{driver}.claim", Host("elsewhere", "another machine", 1, "0").to_json())
+    os.utime(Path(store.url) / KEYS.drivers / f"{driver}.claim", (stamp, stamp))
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers put their claims without having found each other."""
+    monkeypatch.setattr(Claim, "_outlive_all", lambda claim: drivers.now())
 
 
 def test_a_driver_alone_works_and_leaves_nothing_behind(store: Store) -> None:
@@ -54,6 +60,59 @@ def test_a_driver_alone_works_and_leaves_nothing_behind(store: Store) -> None:
 
 
 def test_the_later_driver_leaves_with_the_name_of_the_earlier(store: Store) -> None:
+    with Claim(store, KEYS) as first:
+        first.settle()
+        with pytest.raises(StoppedError, match=f"driver {first.id}.*pid {os.getpid()}.*dataset d") as caught:
+            Claim(store, KEYS).__enter__()
+        assert "\n" not in str(caught.value)
+        first.confirm()
+    assert store.list(KEYS.drivers) == []
+
+
+@pytest.mark.parametrize("ahead_s", [-60.0, 60.0])
+def test_who_finds_a_claim_is_later_whatever_the_clocks_say(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    """And the one that works never meets a claim that seems to be earlier than its own."""
+    outlive, seen = Claim._outlive, list[list[str]]()
+
+    def look(claim: Claim, driver: str) -> None:
+        first.confirm()
+        seen.append(_claims(store))
+        outlive(claim, driver)
+
+    monkeypatch.setattr(Claim, "_outlive", look)
+    with Claim(store, KEYS) as first:
+        first.settle()
+        stamp = time.time() + ahead_s
+        os.utime(Path(store.url) / _claims(store)[0], (stamp, stamp))
+        with pytest.raises(StoppedError, match=f"driver {first.id}"):
+            Claim(store, KEYS).__enter__()
+        assert seen == [_claims(store)], "its own only"
+        first.confirm()
+
+
+def test_who_was_slow_to_put_its_claim_looks_anew_who_came_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has settled before this claim arrived, stamped by a clock that is ahead."""
+    put, real, passed, beats = Store.put, drivers.now, list[float](), count()
+
+    def slow(self: Store, key: str, data: bytes) -> None:
+        if key.endswith(".claim") and not passed:
+            passed.append(10.0)
+            _foreign_claim(store, "aaa", stamp=time.time() + 60)
+        put(self, key, data)
+
+    monkeypatch.setattr(Store, "put", slow)
+    monkeypatch.setattr(drivers, "now", lambda: real() + sum(passed))
+    monkeypatch.setattr(Claim, "_pulse", lambda claim, driver: str(next(beats)).encode())
+    with pytest.raises(StoppedError, match="driver aaa"):
+        Claim(store, KEYS).__enter__()
+    assert _claims(store) == [f"{KEYS.drivers}/aaa.claim"]
+
+
+def test_of_two_that_did_not_find_each_other_the_later_leaves(store: Store, at_once: None) -> None:
     with Claim(store, KEYS) as first, Claim(store, KEYS) as second:
         first.settle()
         with pytest.raises(StoppedError, match=f"driver {first.id}.*pid {os.getpid()}.*dataset d") as caught:
@@ -101,7 +160,7 @@ def test_a_claim_removed_under_our_feet_stops_us(store: Store) -> None:
             claim.check()
 
 
-def test_equal_store_times_are_told_apart_by_id(store: Store) -> None:
+def test_equal_store_times_are_told_apart_by_id(store: Store, at_once: None) -> None:
     with Claim(store, KEYS) as one, Claim(store, KEYS) as two:
         for key in _claims(store):
             os.utime(Path(store.url) / key, (5.0, 5.0))
@@ -124,8 +183,8 @@ def test_a_claim_of_another_host_that_beats_is_respected(store: Store) -> None:
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with Claim(store, KEYS) as claim, pytest.raises(StoppedError, match=r"driver aaa .*elsewhere"):
-            claim.settle()
+        with pytest.raises(StoppedError, match=r"driver aaa .*elsewhere"):
+            Claim(store, KEYS).__enter__()
     finally:
         stop.set()
         thread.join()
@@ -152,8 +211,8 @@ def test_a_driver_that_wakes_up_while_it_is_buried_is_left_alone(store: Store, m
         store.put(f"{KEYS.drivers}/{driver}.alive", b"18")
 
     monkeypatch.setattr(Claim, "_bury", wake)
-    with Claim(store, KEYS) as claim, pytest.raises(StoppedError, match="driver aaa"):
-        claim.settle()
+    with pytest.raises(StoppedError, match="driver aaa"):
+        Claim(store, KEYS).__enter__()
 
 
 def test_time_without_an_answer_of_the_store_is_no_silence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,11 +245,14 @@ def test_a_driver_that_was_silent_looks_before_it_puts(store: Store, monkeypatch
             claim.guard()
 
 
-def test_a_beat_after_a_long_silence_takes_no_doubt_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heart may beat again before anything is put; the driver may have been buried before that all the same."""
+@pytest.mark.parametrize("clock", ["_beat_at", "_beat_wall"])
+def test_a_beat_after_a_long_silence_takes_no_doubt_away(store: Store, clock: str) -> None:
+    """The heart may beat again before anything is put; the driver may have been buried before that all the same. Of a
+    machine that was paused only the wall's clock says so."""
     with Claim(store, KEYS) as claim:
         claim.settle()
-        claim._beat_at -= 2 * drivers.GUARDED_S
+        with claim._beating:
+            setattr(claim, clock, getattr(claim, clock) - 2 * drivers.GUARDED_S)
         store.delete(_claims(store))
         claim._put_beat()
         for _ in range(2):
@@ -200,6 +262,49 @@ def test_a_beat_after_a_long_silence_takes_no_doubt_away(store: Store, monkeypat
         claim.guard()
         store.delete(_claims(store))
         claim.guard()  # no doubt any more
+
+
+def test_a_first_beat_that_comes_late_leaves_doubt(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, real = Claim(store, KEYS), drivers.now
+    claim._beating.acquire()
+    with claim:
+        claim.settle()
+        store.delete(_claims(store))
+        monkeypatch.setattr(drivers, "now", lambda: real() + 2 * drivers.GUARDED_S)
+        claim._beating.release()
+        with pytest.raises(StoppedError, match="another driver took over"):
+            claim.guard()
+
+
+def test_a_commit_is_looked_at_though_the_heart_beats(store: Store) -> None:
+    """A machine may have been paused, and its clocks know nothing of it."""
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        claim.confirm()
+        store.delete(_claims(store))
+        claim.guard()
+        with pytest.raises(StoppedError, match="another driver took over"):
+            claim.confirm()
+    with pytest.raises(StoppedError, match="given its claim back"):
+        claim.confirm()
+
+
+@pytest.mark.parametrize("at", ["put", "beat"])
+def test_who_is_stopped_while_it_claims_leaves_no_claim(store: Store, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """Its process may live on, as in a notebook; the next driver would wait for it."""
+    claim = Claim(store, KEYS)
+    owner, name = (Store, "put") if at == "put" else (claim._thread, "start")
+    call: Callable[..., None] = getattr(owner, name)
+
+    def interrupted(*arguments: object) -> None:
+        call(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        claim.__enter__()
+    assert store.list(KEYS.drivers) == []
+    assert not claim._thread.is_alive()
 
 
 def test_a_driver_that_gave_its_claim_back_puts_no_more(store: Store) -> None:
@@ -242,9 +347,8 @@ def test_no_request_outlives_the_lease() -> None:
 def test_a_claim_that_cannot_be_read_is_not_thought_dead_at_once(store: Store) -> None:
     store.put(f"{KEYS.drivers}/aaa.claim", b"{")
     os.utime(Path(store.url) / f"{KEYS.drivers}/aaa.claim", (1.0, 1.0))
+    assert not Claim(store, KEYS)._is_dead("aaa")
     with Claim(store, KEYS) as claim:
-        with pytest.raises(StoppedError, match="driver aaa"):
-            claim.check()
         claim.settle()
 
 
@@ -271,13 +375,13 @@ drivers.BEAT_S = 0.2
 claim = drivers.Claim(Store(sys.argv[1]), Keys("d"))
 print("up", flush=True)
 sys.stdin.readline()
-with claim:
-    try:
+try:
+    with claim:
         claim.settle()
         print("won", claim.id, flush=True)
-    except drivers.StoppedError as error:
-        print("lost", error, flush=True)
-    sys.stdin.readline()
+        sys.stdin.readline()
+except drivers.StoppedError as error:
+    print("lost", error, flush=True)
 """
 
 
@@ -316,12 +420,12 @@ def test_a_killed_driver_of_this_host_is_buried_at_once(
     assert _hear(child) == "up"
     _say(child)
     assert _hear(child).startswith("won")
+    with pytest.raises(StoppedError):
+        Claim(store, KEYS).__enter__()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert len(_claims(store)) == 1
     with Claim(store, KEYS) as claim:
-        with pytest.raises(StoppedError):
-            claim.check()
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        assert len(_claims(store)) == 2
         claim.settle()
         assert _claims(store) == [f"{KEYS.drivers}/{claim.id}.claim"]
 

@@ -12,7 +12,7 @@ from featlib.errors import ConfigError, DamagedError, StoppedError
 from featlib.layout import Keys
 from featlib.plan import read_plan
 from featlib.shards.commit import read_committed
-from featlib.shards.schema import Provenance
+from featlib.shards.schema import Provenance, to_json
 from featlib.storage import Store
 from tests.servers.faults import flipped
 from tests.shards.make import CrashError, CrashingStore, Item, planned, provenance, publish, staged, visible
@@ -68,6 +68,35 @@ def test_registering_again_changes_nothing(store: Store) -> None:
     changed = {label: replace(p, record={"torch": "9"}) for label, p in _made(layer="logits").items()}
     partition.register(store, KEYS, changed)
     assert store.get(KEYS.model("m")) == before
+
+
+@pytest.mark.parametrize("by_record", [True, False], ids=["written down and staged", "published"])
+def test_settings_of_what_was_made_are_never_written_over(store: Store, by_record: bool) -> None:
+    """Whoever wrote them down worked meanwhile, or what it wrote was written over already."""
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    mine = Provenance("d", "a", "x", {"network": "z"}, {})
+    if by_record:
+        partition.register(store, KEYS, {"a": _made(network="a")["m"]})
+    else:
+        publish(store)
+        store.put(
+            KEYS.model("a"), to_json({"fingerprint": fingerprint(mine.semantics), "semantics": mine.semantics}).encode()
+        )
+    before = store.get(KEYS.model("a"))
+    with pytest.raises(ConfigError, match=r"network was a, is now z\); use another label \(--label B\)") as caught:
+        partition.register(store, KEYS, {"a": mine}, another="--label B")
+    assert "\n" not in str(caught.value)
+    assert store.get(KEYS.model("a")) == before
+
+
+def test_files_of_others_beside_shards_do_not_speak_for_them(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(store)
+    store.put(f"{KEYS.outcomes('a')}/_SUCCESS", b"")
+    partition.register(store, KEYS, provenance(("a",)))
+    assert partition.registered(store, KEYS, "a") == {"network": "a"}
 
 
 def test_shards_speak_for_themselves_where_the_register_is_gone(store: Store) -> None:
@@ -200,6 +229,8 @@ def test_a_drop_asks_before_each_object_whether_it_still_may(store: Store) -> No
 
     with pytest.raises(StoppedError):
         partition.drop(store, KEYS, "a", buried)
+    with pytest.raises(StoppedError):
+        partition.drop(store, KEYS, "a", confirm=buried)
     assert store.list("features") == before
 
 

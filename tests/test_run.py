@@ -7,17 +7,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from featlib.drivers import Claim
 from featlib.errors import StoppedError
 from featlib.layout import Keys
 from featlib.pools import Machine, Pools, Sizes, plan_pools
 from featlib.progress import SilentReporter
-from featlib.run import Run, _UnitsFile
+from featlib.run import Run, _UnitsFile, sweep_units
 from featlib.storage import Store
 from featlib.summary import Seconds
 from featlib.work import Unit, UnitItem, unit_from_row
@@ -118,6 +119,29 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     monkeypatch.setattr(run, "_all_published", lambda: not run._later.num_units and not run._alone)
     run._work()
     assert passes == [(False, ["v0", "v1", "v2"]), (True, ["v1"]), (False, ["v0"])]
+
+
+def test_who_is_buried_clears_nothing_up(tmp_path: Path) -> None:
+    """What lies there is the other's."""
+
+    def confirm() -> None:
+        raise StoppedError("another driver took over")
+
+    store, keys = Store(str(tmp_path)), Keys("d")
+    run = Run.__new__(Run)
+    run.__dict__ |= {
+        "_task": SimpleNamespace(store=store, keys=keys, backlog=SimpleNamespace(shards=[0]), provenance={}),
+        "_claim": SimpleNamespace(confirm=confirm),
+    }
+    claim = cast(Claim, run.__dict__["_claim"])
+    for clean, key in (
+        (lambda: sweep_units(store, keys, claim), f"{keys.units}/other.units"),
+        (run._clean, f"{keys.stage_shard(0)}/other-0.piece"),
+    ):
+        store.put(key, b"")
+        with pytest.raises(StoppedError, match="took over"):
+            clean()
+        assert store.stat(key)
 
 
 def test_who_is_buried_is_told_so_when_workers_miss_what_the_other_removed() -> None:

@@ -36,6 +36,7 @@ from featlib.summary import Seconds, Summary
 if TYPE_CHECKING:
     from featlib.heads.saved import TrainedHead
 
+_ANOTHER = "--label NEWLABEL"
 _TRIES = 3
 _MB = 1 << 20
 _VERSION = "1"
@@ -85,8 +86,9 @@ def aggregate(
             plan = read_plan(store, keys)
             if not len(plan.ids):
                 raise ConfigError(f"{redact(store.url)}: the plan of dataset {keys.dataset} is gone; extract it again")
-            partition.register(store, keys, {config.label: made.provenance})
-            _remove_pieces(store, keys, config.label)
+            claim.confirm()
+            partition.register(store, keys, {config.label: made.provenance}, another=_ANOTHER)
+            _remove_pieces(store, keys, config.label, claim)
             items = PlanItems(store, plan)
             due = due_items(store, keys, plan, items, config.features, config.label)
             ledger = Ledger(plan, [config.label])
@@ -94,6 +96,7 @@ def aggregate(
             job = _Job(config, store, keys, made, plan, items, ledger, due)
             seconds = _work(job, claim, shown, on_event)
             seconds.wall = time.monotonic() - started
+            claim.check()  # what it sums up may be another's
             summary = _summary(job, seconds)
             if summary.did_work:
                 store.put(f"{keys.runs}/{claim.id}.json", to_json(summary.to_dict()).encode())
@@ -113,14 +116,17 @@ def _checked(config: AggregateConfig, head: "TrainedHead | None", store: Store, 
     sources = open_sources(store, keys, config.features)
     maker = maker_of(config, head, sources)
     provenance = _provenance(config, sources, maker, head)
-    partition.check(store, keys, {config.label: provenance}, another="--label NEWLABEL")
+    partition.check(store, keys, {config.label: provenance}, another=_ANOTHER)
     return _Made(sources, maker, provenance)
 
 
-def _remove_pieces(store: Store, keys: Keys, label: str) -> None:
+def _remove_pieces(store: Store, keys: Keys, label: str, claim: Claim) -> None:
     """Vectors that a broken run staged: their sources may have changed since, and they are made again in no time."""
     pieces = (piece for staged in list_pieces(store, keys).values() for piece in staged)
-    store.delete([piece.key for piece in pieces if label in piece.fingerprints])
+    mine = [piece.key for piece in pieces if label in piece.fingerprints]
+    if mine:
+        claim.confirm()
+        store.delete(mine)
 
 
 def _provenance(

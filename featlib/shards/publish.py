@@ -62,12 +62,14 @@ def publish_shard(
     *,
     max_bytes: int,
     guard: Callable[[], None] = lambda: None,
+    confirm: Callable[[], None] = lambda: None,
     on_event: Event = lambda name, key: None,
 ) -> dict[str, dict[str, list[Any]]]:
     """Makes the staged items of a shard visible for every label in ``job.staged``; gives the outcomes by label.
 
     Args:
-        guard: Called before each object is put; raises when this process may not put any more.
+        guard: Called before each features object is put; raises when this process may not put any more.
+        confirm: The same before the outcomes: costs more, and is surer.
 
     Raises:
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
@@ -103,7 +105,7 @@ def publish_shard(
         outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
         used = {key for item in staged.values() for key, _ in item.pieces.values()}
         stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces))
-        guard()
+        confirm()
         put_committed(store, keys, label, job.shard, stands, provenance[label])
         on_event("outcomes_put", label)
         published[label] = outcomes.to_pydict()

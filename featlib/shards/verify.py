@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featlib import partition
 from featlib.errors import DamagedError
 from featlib.layout import Keys, PartName
 from featlib.sealed import check_seal
@@ -30,7 +31,8 @@ class Verification:
         statuses: Items of the manifest by status.
         missing: Ids of the manifest without an outcome.
         duplicate: Ids with two outcomes, rows in two shards, or a key that is there twice.
-        damaged: Objects that are absent, not those that were committed, or cannot be read.
+        damaged: Objects that are absent, not those that were committed, made with other settings than the partition,
+            or cannot be read.
         wrong_rows: Ids with another number of rows than their outcome says.
         uncommitted: Features objects that no outcome mentions yet: a publish that was cut; run the job again.
     """
@@ -67,6 +69,13 @@ class Verification:
 
 @dataclass
 class _Findings:
+    """As it grows.
+
+    Args:
+        fingerprint: Of all objects; None: that of the first.
+    """
+
+    fingerprint: str | None
     rows: int = 0
     outcomes: dict[str, str] = field(default_factory=dict)
     homes: dict[str, int] = field(default_factory=dict)
@@ -80,7 +89,7 @@ def verify(
     batches: Iterable[pa.RecordBatch], store: Store, keys: Keys, label: str, *, max_failed: float = 0.05
 ) -> Verification:
     """Reads every byte of a partition once and holds it against the manifest."""
-    found = _Findings()
+    found = _Findings(partition.recorded(store, keys, label))
     objects = _by_shard(store, keys.features(label))
     committed = _by_shard(store, keys.outcomes(label))
     for shard in sorted({*objects, *committed}):
@@ -128,6 +137,7 @@ def _check_shard(store: Store, found: _Findings, shard: int, objects: Sequence[s
         try:
             table = read_outcomes(store, key, ["media_id", "status", "num_rows"])
             hashes.update(json.loads(read_footer(table.schema.metadata)["featlib.features"]))
+            _check_settings(found, key, table)
         except _DAMAGE as error:
             found.damaged.append(_told(key, error))
             continue
@@ -145,10 +155,18 @@ def _check_shard(store: Store, found: _Findings, shard: int, objects: Sequence[s
         table = _read(store, found, key, hashes.pop(name, None), list(KEY))
         if table is not None:
             found.rows += table.num_rows
+            _check_settings(found, key, table)
             _count_rows(found, shard, table, counts, seen)
     found.damaged.extend(f"{name} (absent)" for name in hashes)
     if len(found.damaged) == damaged_before:
         found.wrong_rows.extend(m for m in {*promised, *counts} if promised.get(m, 0) != counts[m])
+
+
+def _check_settings(found: _Findings, key: str, table: pa.Table) -> None:
+    mine = read_footer(table.schema.metadata).get("featlib.fingerprint")
+    found.fingerprint = found.fingerprint or mine
+    if mine != found.fingerprint:
+        found.damaged.append(f"{key} (made with other settings than the partition)")
 
 
 def _count_rows(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import BinaryIO, TypeVar
 
-from featlib.errors import ConfigError
+from featlib.errors import ConfigError, StoppedError
 from featlib.storage.objects import ObjectInfo
 
 _T = TypeVar("_T")
@@ -47,12 +47,28 @@ def _put_with(path: str, write: Callable[[BinaryIO], None], temporary_folder: st
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        _in_folder(os.path.dirname(path), lambda: os.replace(temporary, path))
+            written = os.fstat(file.fileno())
+        _in_folder(os.path.dirname(path), lambda: _rename(temporary, path, written))
     except BaseException:
         if os.path.lexists(temporary):
             os.unlink(temporary)
         raise
     _sync_folder(os.path.dirname(path))
+
+
+def _rename(temporary: str, path: str, written: os.stat_result) -> None:
+    """A mount whose server's reply is lost asks again, and is told that there is no such file: it is renamed."""
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        if os.path.lexists(temporary):  # then it is the folder that is gone
+            raise
+        with suppress(OSError), open(path, "rb") as file:  # opened, since a mount may still show an older one
+            if os.path.samestat(os.fstat(file.fileno()), written):
+                return
+        raise StoppedError(
+            f"cannot write {path}: somebody removed {temporary} meanwhile; run the same command again"
+        ) from None
 
 
 def _in_folder(folder: str, step: Callable[[], _T]) -> _T:

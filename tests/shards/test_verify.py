@@ -1,5 +1,6 @@
 """Verify finds everything that can be wrong with a partition."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,9 +9,11 @@ from random import Random
 import pyarrow.parquet as pq
 import pytest
 
+from featlib.config import fingerprint
 from featlib.plan import PlanItems, read_plan
 from featlib.sealed import sealed
 from featlib.shards.publish import ShardJob, publish_shard
+from featlib.shards.schema import to_json
 from featlib.shards.staging import list_pieces, staged_items
 from featlib.shards.verify import Verification, verify
 from featlib.storage import Store
@@ -134,6 +137,31 @@ def test_a_foreign_outcomes_object_is_damage(store: Store) -> None:
         found = _verify(store)
         assert any("part-00001" in text for text in found.damaged)
         assert not found.complete
+
+
+@pytest.mark.parametrize("key", [PART, OUTCOMES])
+def test_objects_of_other_settings_are_damage(store: Store, key: str) -> None:
+    """Sealed, committed and readable all the same."""
+    whole = store.get(key)
+    table = pq.read_table(io.BytesIO(whole))
+    data = sealed(table.replace_schema_metadata({**table.schema.metadata, b"featlib.fingerprint": b"another"}))
+    store.put(key, data)
+    if key == PART:
+        old = pq.read_table(io.BytesIO(store.get(OUTCOMES)))
+        hashes = to_json({"part-00001.parquet": hashlib.sha256(data).hexdigest()})
+        store.put(OUTCOMES, sealed(old.replace_schema_metadata({**old.schema.metadata, b"featlib.features": hashes})))
+    found = _verify(store)
+    assert found.damaged == (f"{key} (made with other settings than the partition)",)
+    assert not found.complete
+
+
+def test_a_partition_of_other_settings_than_were_written_down_is_damage(store: Store) -> None:
+    semantics = {"network": "z"}
+    record = {"fingerprint": fingerprint(semantics), "semantics": semantics}
+    store.put(KEYS.model("a"), to_json(record).encode())
+    assert len(_verify(store).damaged) == 6
+    store.put(KEYS.model("a"), to_json(record).encode().replace(b"z", b"y"))
+    assert _verify(store).complete, "what a flipped bit says is not believed"
 
 
 def test_every_flipped_bit_is_seen(store: Store) -> None:

@@ -1,6 +1,7 @@
 """The retry policy, with a clock that is moved by hand."""
 
 import errno
+import time
 
 import pytest
 
@@ -62,6 +63,25 @@ def test_the_deadline_ends_in_one_line_that_names_operation_and_cause() -> None:
     assert "SECRET" not in text
     assert caught.value.__cause__ is error
     assert isinstance(caught.value, StoppedError)
+
+
+def test_no_try_begins_when_the_machine_slept_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may have taken over meanwhile what it was about to put."""
+    clock, tries = Clock(), list[float]()
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock.now)
+
+    def call() -> None:
+        tries.append(clock.now)
+        if len(tries) == 5:
+            return
+        raise ConnectionResetError("reset")
+
+    def asleep(seconds: float) -> None:
+        clock.sleep(seconds + 100 * (len(tries) == 2))
+
+    with pytest.raises(TransientError, match="no proper answer within 60 s"):
+        retrying("write s3://b/k", call, deadline_s=60, sleep=asleep)
+    assert len(tries) == 2
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), ValueError("x"), KeyError("x")])

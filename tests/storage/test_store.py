@@ -185,6 +185,40 @@ def test_a_kill_in_the_middle_of_a_put_shows_nothing(tmp_path: Path) -> None:
     assert store.get(KEY) == b"old"
 
 
+def test_a_rename_of_which_the_reply_was_lost_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS: the server is asked again, and then knows the temporary file no more."""
+    store, rename, asked = Store(str(tmp_path)), os.replace, list[str]()
+
+    def lost(source: str, target: str) -> None:
+        asked.append(target)
+        rename(source, target)
+        raise FileNotFoundError(2, "No such file or directory", source)
+
+    store.put(KEY, b"old")
+    monkeypatch.setattr(os, "replace", lost)
+    store.put(KEY, b"new")
+    assert store.get(KEY) == b"new"
+    assert len(asked) == 1
+
+
+def test_a_file_that_was_removed_before_its_rename_is_not_taken_for_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older object of the same size stands there."""
+    store, rename = Store(str(tmp_path)), os.replace
+
+    def removed(source: str, target: str) -> None:
+        os.unlink(source)
+        rename(source, target)
+
+    store.put(KEY, b"old")
+    monkeypatch.setattr(os, "replace", removed)
+    with pytest.raises(StoppedError, match=r"somebody removed .*/_featlib/\.tmp/") as caught:
+        store.put(KEY, b"new")
+    assert "\n" not in str(caught.value)
+    assert store.get(KEY) == b"old"
+
+
 def test_readers_see_one_version_or_the_other(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     versions = [bytes([i]) * 300_000 for i in range(2)]
