@@ -72,7 +72,6 @@ class ShardPublisher:
             items,
             {label: mine for label, mine in by_label.items() if mine},
             {label: self._present(label, shard) for label in by_label},
-            self.replaced,
             keys,
         )
         try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from featlib.backlog import Backlog
 from featlib.errors import DamagedError, StoppedError
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems, read_plan
+from featlib.shards.commit import read_committed
 from featlib.shards.pieces import DamagedPieceError, unique_rows
-from featlib.shards.publish import ShardJob, publish_shard
+from featlib.shards.publish import ShardJob, _Visible, publish_shard
 from featlib.shards.schema import FEATURES, OUTCOMES
 from featlib.shards.staging import list_pieces, staged_items
 from featlib.storage import Store
@@ -189,6 +191,52 @@ def test_damage_under_the_second_label_repeats_no_row_of_the_first(store: Store)
     check_hashes(store, "b")
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        Item("v1", range(5), etag="e1", created=2.0),
+        Item("v1", (0, 1), etag="e1", created=2.0),
+        Item("v1", status={"a": "failed", "b": "failed"}, etag=None, created=2.0),
+    ],
+    ids=["longer", "shorter", "failed"],
+)
+def test_what_damage_under_the_second_label_made_anew_is_of_one_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch, again: Item
+) -> None:
+    """The file was replaced, or could not be read any more, before its item was done again for both labels."""
+    monkeypatch.setattr("featlib.shards.pieces._CACHED_PIECES", 1)
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0")], ("a", "b"))
+    key = staged(store, "r-1", [Item("v1")], ("a", "b"))
+    both = publisher(store, ("a", "b"))
+    both.on_event = lambda name, label: _flip(store, key) if (name, label) == ("outcomes_put", "a") else None
+    assert [(u.labels, u.items[0].media_id) for u in both.publish(0).again] == [(("a", "b"), "v1")]
+    assert visible(store) == {"a": expected("a", [Item("v0"), Item("v1")])}
+    staged(store, "s-0", [again], ("a", "b"))
+    both.on_event = lambda name, label: None
+    assert not both.publish(0).again
+    assert visible(store) == {label: expected(label, [Item("v0"), again]) for label in "ab"}
+    for label in "ab":
+        row = _outcomes(store, label)["v1"]
+        assert (row["etag"], row["num_rows"]) == (again.etag, len(expected(label, [again]).get("v1", ())))
+        check_hashes(store, label)
+
+
+def test_memory_grows_with_items_not_with_their_rows(store: Store) -> None:
+    """A dense shard has millions of rows; what is known of those that are visible is known by item."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item(i, range(20_000)) for i in ("v0", "v1")])
+    publish(store)
+    committed, present = read_committed(store, KEYS, "a", 0), [info.key for info in store.list(KEYS.features("a"))]
+    _Visible.read(store, present, committed, {"v0"})  # whatever is loaded once
+    tracemalloc.start()
+    visible_ = _Visible.read(store, present, committed, {"v0"})
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert visible_.homes == {"v0": present}
+    assert kept < 40_000
+
+
 def test_missing_segments_are_asked_for(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0", (0, 1), 0, 2)])
@@ -219,7 +267,7 @@ def test_a_changed_item_outside_this_run_leaves_its_object_alone(store: Store) -
     before = store.get(f"{KEYS.features('a')}/part-00000.parquet")
     staged(store, "s-0", [Item("v1", created=2.0)])
     job = _job(store, ("a",))
-    job = ShardJob(0, job.items, job.staged, {"a": [f"{KEYS.features('a')}/part-00000.parquet"]}, frozenset({"v0"}))
+    job = ShardJob(0, job.items, job.staged, {"a": [f"{KEYS.features('a')}/part-00000.parquet"]})
     publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     assert store.get(f"{KEYS.features('a')}/part-00000.parquet") == before
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1")])
