@@ -86,7 +86,6 @@ class ShardPublisher:
             )
         except DamagedPieceError as error:
             self.store.delete([error.key])
-            self._listed.clear()  # an earlier label may have put objects
             damaged = {r.media_id for p in pieces if p.key == error.key for r in p.reports}
             return Published(shard, again=_units_again(shard, items, needs, damaged))
         self.claim.guard()
@@ -95,7 +94,7 @@ class ShardPublisher:
         return Published(shard, outcomes)
 
     def _present(self, label: str, shard: int) -> list[str]:
-        """The features objects of a shard, from one listing a label: nobody else publishes meanwhile."""
+        """The features objects of a shard, from one listing a label: what this run puts is known by its commits."""
         if label not in self._listed:
             listed: dict[int, list[str]] = {}
             for info in self.store.list(self.keys.features(label)):

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from featlib.errors import DamagedError
 from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
 from featlib.layout import Keys, PartName
 from featlib.sealed import check_seal, open_sealed, reread
@@ -39,7 +40,7 @@ class ShardJob:
     Args:
         items: Every item of the shard, in feed order.
         staged: By label, the complete items to publish now; their visible rows give way.
-        present: By label, the features objects of this shard that are already there.
+        present: By label, the features objects of this shard that are listed; a listing may lag.
         pieces: Every piece that was staged of this shard, used or not; the commit makes all of them history.
     """
 
@@ -67,6 +68,7 @@ def publish_shard(
 
     Raises:
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
+        DamagedError: A features object is not what was committed, or is gone.
     """
 
     def put(key: str, path: Path) -> str:
@@ -86,13 +88,13 @@ def publish_shard(
         counts: dict[str, int] = {}
         with TemporaryDirectory(prefix="featlib-") as folder:
             writer = PartWriter(Path(folder), provenance[label].footer(), max_bytes)
-            present = sorted(job.present.get(label, ()), key=lambda k: PartName.parse(k) or PartName(0))
+            present = _present(store, keys.features(label), job.shard, job.present.get(label, ()), committed)
             visible = _Visible.read(store, present, committed, staged)
-            hashes = {**committed.hashes, **visible.hashes}
+            hashes = dict(visible.hashes)
             replacements = _write_new_rows(pieces, job.items, label, staged, visible.homes, writer, counts)
             files = writer.close()
             _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes, put)
-            for path, part in zip(files, new_names(job.shard, committed.rounds, present), strict=False):
+            for path, part in zip(files, new_names(job.shard, committed.rounds, list(visible.hashes)), strict=False):
                 hashes[str(part)] = put(f"{keys.features(label)}/{part}", path)
         outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
         used = {key for item in staged.values() for key, _ in item.pieces.values()}
@@ -102,6 +104,17 @@ def publish_shard(
         on_event("outcomes_put", label)
         published[label] = outcomes.to_pydict()
     return published
+
+
+def _present(store: Store, folder: str, shard: int, listed: Sequence[str], committed: Committed) -> list[str]:
+    """The features objects of a shard. Those of its commit, and of a publish that was cut behind it, are asked for by
+    key: listings of some stores lag, and rows of an object that is not seen would be there twice."""
+    found = {*listed, *(f"{folder}/{name}" for name in committed.hashes)}
+    for part in new_names(shard, committed.rounds, sorted(found)):
+        if store.stat(key := f"{folder}/{part}") is None:
+            break
+        found.add(key)
+    return sorted(found, key=lambda key: PartName.parse(key) or PartName(0))
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,17 @@ class _Visible:
 
     @classmethod
     def read(cls, store: Store, present: Sequence[str], committed: Committed, staged: Collection[str]) -> "_Visible":
-        """Of the objects ``present``."""
+        """Of the objects ``present``; one that is listed, but neither there nor committed, was dropped."""
         homes: dict[str, list[str]] = {}
         hashes: dict[str, str] = {}
         for key in present:
             name = key.rpartition("/")[2]
-            hashes[name], media_ids = _read_ids(store, key)
+            try:
+                hashes[name], media_ids = _read_ids(store, key)
+            except FileNotFoundError:
+                if name in committed.hashes:
+                    raise DamagedError(key, "is gone, and an outcomes object names it") from None
+                continue
             standing = committed.media_ids if name in committed.hashes else frozenset()
             for media_id in media_ids:
                 if media_id in staged or media_id not in standing:
@@ -201,8 +219,9 @@ def _put_replacements(
         rows = pa.concat_tables([kept, *replacements[key].values()])
         place = pc.index_in(rows["media_id"], order)
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
+        rows = rows.drop_columns(["place"])
         path = folder / "replacement"
-        write_whole(rows.drop_columns(["place"]), provenance, path)
+        write_whole(rows, provenance, path)
         hashes[key.rpartition("/")[2]] = put(key, path)
 
 

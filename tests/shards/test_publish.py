@@ -25,6 +25,7 @@ from tests.shards.make import (
     NO_LIMIT,
     CrashError,
     Item,
+    LaggingStore,
     check_hashes,
     expected,
     planned,
@@ -34,6 +35,8 @@ from tests.shards.make import (
     staged,
     visible,
 )
+
+PART = f"{KEYS.features('a')}/part-00000.parquet"
 
 
 @pytest.fixture
@@ -419,4 +422,76 @@ def test_a_replacement_whose_commit_was_cut_is_taken_up_by_its_own_seal(store: S
         cut.publish(0)
     publish(store, etags={"v1": "new"})
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
+    check_hashes(store, "a")
+
+
+def _lagging(store: Store, *unseen: str, gone: tuple[str, ...] = ()) -> LaggingStore:
+    lagging = LaggingStore(store.url)
+    lagging.unseen, lagging.gone = unseen, gone
+    return lagging
+
+
+def test_a_shard_that_is_not_listed_yet_is_not_published_beside_itself(store: Store) -> None:
+    """The same command again: the ledger knows no outcomes either, and all is done once more."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    again = [Item("v0", created=2.0), Item("v1", (0, 1), etag="e1", created=2.0)]
+    staged(store, "s-0", again)
+    publish(_lagging(store, "features/", "outcomes/"))
+    assert visible(store)["a"] == expected("a", again)
+    assert [info.key for info in store.list("features")] == [PART]
+    check_hashes(store, "a")
+
+
+def test_changed_rows_give_way_in_an_object_that_is_not_listed_yet(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    new = Item("v0", (0, 1), etag="e1", created=2.0)
+    staged(store, "s-0", [new])
+    publish(_lagging(store, "features/"), etags={"v0": "e1"})
+    assert visible(store)["a"] == expected("a", [new, Item("v1")])
+    check_hashes(store, "a")
+
+
+def test_parts_of_a_cut_publish_that_are_not_listed_yet_are_found(store: Store) -> None:
+    """The next publish has fewer parts, and would leave the last of them behind."""
+    ids = [f"v{i}" for i in range(6)]
+    planned(store, ids)
+    staged(store, "r-0", [Item(i) for i in ids])
+
+    def die(name: str, key: str) -> None:
+        if name == "features_put" and key.endswith("-p2.parquet"):
+            raise CrashError
+
+    cut = publisher(store, max_bytes=300)
+    cut.on_event = die
+    with pytest.raises(CrashError):
+        cut.publish(0)
+    publish(_lagging(store, "features/"))
+    assert visible(store)["a"] == expected("a", map(Item, ids))
+    check_hashes(store, "a")
+
+
+def test_an_object_that_was_committed_and_is_gone_is_damage(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    staged(store, "s-0", [Item("v1", etag="new")])
+    data = store.get(PART)
+    store.delete([PART])
+    for listed in (store, _lagging(store, gone=(PART,))):
+        with pytest.raises(DamagedError, match=r"part-00000\.parquet: is gone"):
+            publish(listed, etags={"v1": "new"})
+    store.put(PART, data)
+    publish(store, etags={"v1": "new"})
+    assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
+
+
+def test_an_object_that_was_dropped_and_is_still_listed_is_none(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(_lagging(store, gone=(PART,)))
+    assert visible(store)["a"] == expected("a", [Item("v0")])
     check_hashes(store, "a")
