@@ -220,6 +220,8 @@ def _put_replacements(
         place = pc.index_in(rows["media_id"], order)
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
         rows = rows.drop_columns(["place"])
+        if rows.equals(old):  # a publish that was cut is repeated, or what was done anew came out the same
+            continue
         path = folder / "replacement"
         write_whole(rows, provenance, path)
         hashes[key.rpartition("/")[2]] = put(key, path)

@@ -495,3 +495,20 @@ def test_an_object_that_was_dropped_and_is_still_listed_is_none(store: Store) ->
     publish(_lagging(store, gone=(PART,)))
     assert visible(store)["a"] == expected("a", [Item("v0")])
     check_hashes(store, "a")
+
+
+def test_rows_that_came_out_the_same_are_not_put_again(store: Store) -> None:
+    items = [Item("v0"), Item("v1", status={"a": "failed"}), Item("v2")]
+    planned(store, [i.media_id for i in items])
+    staged(store, "r-0", items)
+    _cut_before_the_commit(store, _job(store, ("a",)))
+    first = store.stat(PART)
+    publish(store)
+    assert store.stat(PART) == first, "the cut publish is repeated"
+    staged(store, "s-0", [Item("v0", created=2.0)])
+    staged(store, "s-1", items[1:])
+    publish(_lagging(store, "outcomes/"))
+    assert store.stat(PART) == first, "nobody knew that it was done, and it was done again"
+    assert _outcomes(store)["v0"]["attempts"] == 2
+    assert visible(store)["a"] == expected("a", items)
+    check_hashes(store, "a")
