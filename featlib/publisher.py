@@ -9,6 +9,7 @@ from typing import Any
 
 from featlib.backlog import Backlog, staged_for
 from featlib.drivers import Claim
+from featlib.errors import StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems
@@ -55,7 +56,19 @@ class ShardPublisher:
     _listed: dict[str, dict[int, list[str]]] = field(default_factory=dict)
 
     def publish(self, shard: int) -> Published:
-        """Makes everything of this run that belongs to a shard visible, and removes its pieces."""
+        """Makes everything of this run that belongs to a shard visible, and removes its pieces.
+
+        Raises:
+            StoppedError: Another driver works, or somebody removes what this one reads.
+        """
+        try:
+            return self._publish(shard)
+        except FileNotFoundError as error:
+            self.claim.check()  # who slept for longer than the lease misses what the next driver removed
+            what = error.filename or error
+            raise StoppedError(f"shard {shard}: {what} has just been removed; run the same command again") from error
+
+    def _publish(self, shard: int) -> Published:
         self.claim.check()
         items = self.items.shard(shard)
         needs = self.backlog.needs_of(shard, items)

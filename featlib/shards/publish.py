@@ -69,6 +69,7 @@ def publish_shard(
     Raises:
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
         DamagedError: A features object is not what was committed, or is gone.
+        FileNotFoundError: A staged piece is gone.
     """
 
     def put(key: str, path: Path) -> str:

@@ -18,7 +18,7 @@ from featlib.shards.commit import read_committed
 from featlib.shards.pieces import DamagedPieceError, unique_rows
 from featlib.shards.publish import ShardJob, _Visible, publish_shard
 from featlib.shards.schema import FEATURES, OUTCOMES
-from featlib.shards.staging import list_pieces, staged_items
+from featlib.shards.staging import Piece, list_pieces, staged_items
 from featlib.storage import Store
 from tests.shards.make import (
     KEYS,
@@ -322,6 +322,32 @@ def test_rows_of_a_retry_that_was_cut_do_not_stand_beside_a_failure(store: Store
     assert visible(store)["a"] == expected("a", [Item("v1")])
     assert {m: row["status"] for m, row in _outcomes(store).items()} == {"v0": "failed", "v1": "ok"}
     check_hashes(store, "a")
+
+
+@pytest.mark.parametrize("is_buried", [False, True])
+def test_who_slept_while_another_driver_published_stops_with_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, is_buried: bool
+) -> None:
+    planned(store, ["v0"])
+    piece = staged(store, "r-0", [Item("v0")])
+    made = publisher(store)
+
+    def check_again() -> None:
+        if is_buried:
+            raise StoppedError("the claim of this driver is gone")
+
+    def sleep(shard: int, pieces: list[Piece]) -> list[Piece]:
+        store.delete([piece])
+        monkeypatch.setattr(made.claim, "check", check_again)
+        return pieces
+
+    monkeypatch.setattr(made.backlog, "without_replaced", sleep)
+    told = (
+        "the claim of this driver is gone" if is_buried else r"shard 0: .*\.piece has just been removed; run the same"
+    )
+    with pytest.raises(StoppedError, match=told) as caught:
+        made.publish(0)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_put_once_the_guard_says_no(store: Store) -> None:
