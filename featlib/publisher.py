@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -27,7 +27,7 @@ class Published:
     """What became of a request to publish a shard.
 
     Args:
-        outcomes: By label, the columns of the outcomes object that now stands; empty when nothing was published.
+        outcomes: By label, the columns ``RECORDED`` of the outcomes that now stand; empty when nothing was published.
         again: Units that must be done again first, because a staged piece was missing or damaged.
     """
 
@@ -158,8 +158,9 @@ class PublisherThread:
 
     def __init__(self, publish: Callable[[int], Published]) -> None:
         self._publish = publish
-        self._asked: queue.Queue[int | None] = queue.Queue()
-        self._done: queue.SimpleQueue[Published | BaseException] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Published | BaseException | None] = queue.SimpleQueue()
+        self._num_open = 0
         self._broken = False
         self._thread = threading.Thread(target=self._loop, name="featlib-publisher", daemon=True)
 
@@ -178,30 +179,31 @@ class PublisherThread:
 
     def put(self, shard: int) -> None:
         """Asks for a shard to be published."""
+        self._num_open += 1
         self._asked.put(shard)
 
-    def take(self) -> list[Published]:
+    def take(self) -> Iterator[Published]:
         """What has been done since the last call."""
-        done = []
         while not self._done.empty():
-            result = self._done.get()
-            if isinstance(result, BaseException):
-                raise result
-            done.append(result)
-        return done
+            yield from self._next()
 
-    def wait(self) -> list[Published]:
-        """Waits until everything asked for is done."""
-        self._asked.join()
-        return self.take()
+    def wait(self) -> Iterator[Published]:
+        """What is done, as it comes, until nothing that was asked for is left."""
+        while self._num_open:
+            yield from self._next()
+
+    def _next(self) -> Sequence[Published]:
+        """What became of the next shard; nothing of those behind an error."""
+        result = self._done.get()
+        self._num_open -= 1
+        if isinstance(result, BaseException):
+            raise result
+        return () if result is None else (result,)
 
     def _loop(self) -> None:
         while (shard := self._asked.get()) is not None:
             try:
-                if not self._broken:
-                    self._done.put(self._publish(shard))
-            except BaseException as error:  # noqa: BLE001 - raised again by take(), in the thread that reads results
+                self._done.put(None if self._broken else self._publish(shard))
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads results
                 self._broken = True
                 self._done.put(error)
-            finally:
-                self._asked.task_done()

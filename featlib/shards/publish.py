@@ -25,7 +25,7 @@ from featlib.sealed import check_seal, open_sealed, reread
 from featlib.shards.commit import Committed, put_committed, read_committed
 from featlib.shards.parts import Joined, PartWriter, new_names, put_file, write_whole
 from featlib.shards.pieces import PieceReader, unique_rows
-from featlib.shards.schema import FEATURES, OUTCOMES, Provenance, as_features
+from featlib.shards.schema import FEATURES, OUTCOMES, RECORDED, Provenance, as_features
 from featlib.shards.staging import StagedItem
 from featlib.storage import Store
 
@@ -61,10 +61,13 @@ def publish_shard(
     guard: Callable[[], None] = lambda: None,
     on_event: Event = lambda name, key: None,
 ) -> dict[str, dict[str, list[Any]]]:
-    """Makes the staged items of a shard visible for every label in ``job.staged``; gives the outcomes by label.
+    """Makes the staged items of a shard visible for every label in ``job.staged``.
 
     Args:
         guard: Called before each object is put; raises when this process may not put any more.
+
+    Returns:
+        By label, the columns ``RECORDED`` of the outcomes.
 
     Raises:
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
@@ -84,7 +87,7 @@ def publish_shard(
         committed = read_committed(store, keys, label, job.shard)
         staged = {m: s for m, s in all_staged.items() if not committed.has(s, m)}
         if not staged:
-            published[label] = committed.outcomes.to_pydict()
+            published[label] = committed.outcomes.select(RECORDED).to_pydict()
             continue
         counts: dict[str, int] = {}
         with TemporaryDirectory(prefix="featlib-") as folder:
@@ -103,7 +106,7 @@ def publish_shard(
         guard()
         put_committed(store, keys, label, job.shard, stands, provenance[label])
         on_event("outcomes_put", label)
-        published[label] = outcomes.to_pydict()
+        published[label] = outcomes.select(RECORDED).to_pydict()
     return published
 
 

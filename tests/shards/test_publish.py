@@ -17,7 +17,7 @@ from featlib.plan import PlanItems, read_plan
 from featlib.shards.commit import read_committed
 from featlib.shards.pieces import DamagedPieceError, unique_rows
 from featlib.shards.publish import ShardJob, _Visible, publish_shard
-from featlib.shards.schema import FEATURES, OUTCOMES
+from featlib.shards.schema import FEATURES, OUTCOMES, RECORDED
 from featlib.shards.staging import Piece, list_pieces, staged_items
 from featlib.storage import Store
 from tests.shards.make import (
@@ -141,12 +141,14 @@ def test_a_repeated_publish_puts_nothing(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0"), Item("v1")])
     job = _job(store, ("a",))
-    publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
+    first = publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     before = {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)}
     again = ShardJob(0, job.items, job.staged, {"a": [i.key for i in store.list(KEYS.features("a"))]})
     published = publish_shard(store, KEYS, again, provenance("a"), max_bytes=NO_LIMIT)
     assert {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)} == before
     assert published["a"]["status"] == ["ok", "ok"]
+    assert published == first
+    assert tuple(first["a"]) == RECORDED, "it waits in memory until the run takes it"
 
 
 def _job(store: Store, labels: tuple[str, ...]) -> ShardJob:
