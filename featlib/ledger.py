@@ -12,6 +12,7 @@ from featlib.errors import MediaError, TransientError
 from featlib.layout import Keys, PartName
 from featlib.plan import Plan, digest, find_rows, shard_rows
 from featlib.shards.commit import read_outcomes
+from featlib.shards.schema import RECORDED
 from featlib.storage import Store, StoreOptions, stat_media
 
 STATUSES = ("", "ok", "skipped", "partial", "failed")
@@ -47,7 +48,7 @@ class Ledger:
                         self.record(label, name.shard, columns)
 
     def record(self, label: str, shard: int, outcomes: Mapping[str, Sequence[object]]) -> None:
-        """Takes the columns media_id, status, error_class and num_rows of the outcomes object of a shard."""
+        """Takes the columns ``RECORDED`` of the outcomes object of a shard."""
         rows = find_rows(self._plan, shard, outcomes["media_id"])
         codes = np.array([_CODE[str(status)] for status in outcomes["status"]], dtype=np.int8)
         self._codes[label][rows[rows >= 0]] = codes[rows >= 0]
@@ -86,9 +87,7 @@ class Ledger:
 
 
 def _read(store: Store, key: str) -> dict[str, list[object]]:
-    columns: dict[str, list[object]] = read_outcomes(
-        store, key, ["media_id", "status", "error_class", "num_rows"]
-    ).to_pydict()
+    columns: dict[str, list[object]] = read_outcomes(store, key, RECORDED).to_pydict()
     return columns
 
 

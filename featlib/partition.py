@@ -1,7 +1,7 @@
 """One fingerprint a partition: what made a label's features is written down, and another is refused."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -103,11 +103,17 @@ def _sound_settings(data: bytes) -> dict[str, str] | None:
 
 def _has_objects(store: Store, keys: Keys, label: str) -> bool:
     """Whether anything was published or staged for a label."""
-    from featlib.shards.staging import list_pieces
-
     if store.list(keys.outcomes(label)) or store.list(keys.features(label)):
         return True
-    return any(label in p.fingerprints for pieces in list_pieces(store, keys).values() for p in pieces)
+    return any(True for _ in _pieces_of(store, keys, label))
+
+
+def _pieces_of(store: Store, keys: Keys, label: str) -> Iterator[str]:
+    """Keys of the pieces with rows of a label, of which a few hundred at a time are in memory."""
+    from featlib.shards.staging import piece_keys, read_shards
+
+    for _, pieces in read_shards(store, piece_keys(store, keys)):
+        yield from (piece.key for piece in pieces if label in piece.fingerprints)
 
 
 def _from_shard(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
@@ -165,9 +171,7 @@ def drop(
     Returns:
         Number of objects removed.
     """
-    from featlib.shards.staging import list_pieces
-
-    gone = [p.key for pieces in list_pieces(store, keys).values() for p in pieces if label in p.fingerprints]
+    gone = list(_pieces_of(store, keys, label))
     outcomes = [o.key for o in store.list(f"outcomes/dataset={keys.dataset}")]
     mine = [key for key in outcomes if key.startswith(f"{keys.outcomes(label)}/")]
     gone += mine + [o.key for o in store.list(keys.features(label))]

@@ -2,13 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from featlib.backlog import Backlog, staged_for
 from featlib.drivers import Claim
+from featlib.errors import StoppedError
 from featlib.items import PlanItem
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems
@@ -26,7 +27,7 @@ class Published:
     """What became of a request to publish a shard.
 
     Args:
-        outcomes: By label, the columns of the outcomes object that now stands; empty when nothing was published.
+        outcomes: By label, the columns ``RECORDED`` of the outcomes that now stand; empty when nothing was published.
         again: Units that must be done again first, because a staged piece was missing or damaged.
     """
 
@@ -55,7 +56,19 @@ class ShardPublisher:
     _listed: dict[str, dict[int, list[str]]] = field(default_factory=dict)
 
     def publish(self, shard: int) -> Published:
-        """Makes everything of this run that belongs to a shard visible, and removes its pieces."""
+        """Makes everything of this run that belongs to a shard visible, and removes its pieces.
+
+        Raises:
+            StoppedError: Another driver works, or somebody removes what this one reads.
+        """
+        try:
+            return self._publish(shard)
+        except FileNotFoundError as error:
+            self.claim.check()  # who slept for longer than the lease misses what the next driver removed
+            what = error.filename or error
+            raise StoppedError(f"shard {shard}: {what} has just been removed; run the same command again") from error
+
+    def _publish(self, shard: int) -> Published:
         self.claim.check()
         items = self.items.shard(shard)
         needs = self.backlog.needs_of(shard, items)
@@ -72,7 +85,6 @@ class ShardPublisher:
             items,
             {label: mine for label, mine in by_label.items() if mine},
             {label: self._present(label, shard) for label in by_label},
-            self.replaced,
             keys,
         )
         try:
@@ -89,7 +101,6 @@ class ShardPublisher:
         except DamagedPieceError as error:
             self.claim.confirm()
             self.store.delete([error.key])
-            self._listed.clear()  # an earlier label may have put objects
             damaged = {r.media_id for p in pieces if p.key == error.key for r in p.reports}
             return Published(shard, again=_units_again(shard, items, needs, damaged))
         self.claim.confirm()
@@ -98,7 +109,7 @@ class ShardPublisher:
         return Published(shard, outcomes)
 
     def _present(self, label: str, shard: int) -> list[str]:
-        """The features objects of a shard, from one listing a label: nobody else publishes meanwhile."""
+        """The features objects of a shard, from one listing a label: what this run puts is known by its commits."""
         if label not in self._listed:
             listed: dict[int, list[str]] = {}
             for info in self.store.list(self.keys.features(label)):
@@ -157,8 +168,9 @@ class PublisherThread:
 
     def __init__(self, publish: Callable[[int], Published]) -> None:
         self._publish = publish
-        self._asked: queue.Queue[int | None] = queue.Queue()
-        self._done: queue.SimpleQueue[Published | BaseException] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Published | BaseException | None] = queue.SimpleQueue()
+        self._num_open = 0
         self._broken = False
         self._thread = threading.Thread(target=self._loop, name="featlib-publisher", daemon=True)
 
@@ -177,30 +189,31 @@ class PublisherThread:
 
     def put(self, shard: int) -> None:
         """Asks for a shard to be published."""
+        self._num_open += 1
         self._asked.put(shard)
 
-    def take(self) -> list[Published]:
+    def take(self) -> Iterator[Published]:
         """What has been done since the last call."""
-        done = []
         while not self._done.empty():
-            result = self._done.get()
-            if isinstance(result, BaseException):
-                raise result
-            done.append(result)
-        return done
+            yield from self._next()
 
-    def wait(self) -> list[Published]:
-        """Waits until everything asked for is done."""
-        self._asked.join()
-        return self.take()
+    def wait(self) -> Iterator[Published]:
+        """What is done, as it comes, until nothing that was asked for is left."""
+        while self._num_open:
+            yield from self._next()
+
+    def _next(self) -> Sequence[Published]:
+        """What became of the next shard; nothing of those behind an error."""
+        result = self._done.get()
+        self._num_open -= 1
+        if isinstance(result, BaseException):
+            raise result
+        return () if result is None else (result,)
 
     def _loop(self) -> None:
         while (shard := self._asked.get()) is not None:
             try:
-                if not self._broken:
-                    self._done.put(self._publish(shard))
-            except BaseException as error:  # noqa: BLE001 - raised again by take(), in the thread that reads results
+                self._done.put(None if self._broken else self._publish(shard))
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads results
                 self._broken = True
                 self._done.put(error)
-            finally:
-                self._asked.task_done()

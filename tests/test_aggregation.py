@@ -1,5 +1,6 @@
 """One vector a video from features that were published before; the numbers are those of plain numpy."""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import featlib
+from featlib.aggregation.sources import open_sources
 from featlib.config import AggregateConfig, Pool, validated
 from featlib.drivers import Claim
 from featlib.errors import ConfigError, StoppedError
@@ -18,6 +20,7 @@ from featlib.plan import Plan, read_plan
 from featlib.shards.staging import Piece
 from featlib.shards.verify import verify
 from featlib.storage import Store
+from tests.servers.faults import flipped
 from tests.shards.make import (
     KEYS,
     SHAPES,
@@ -416,6 +419,21 @@ def test_features_with_a_flipped_bit_become_no_vectors(tmp_path: Path, place: in
     path.write_bytes(data)
     with pytest.raises(ConfigError, match="is damaged"):
         aggregate(tmp_path, "a")
+
+
+def test_a_footer_with_a_flipped_bit_says_no_shape(tmp_path: Path) -> None:
+    """What the columns are called stands in no page, and no checksum of Parquet covers it."""
+    store = published(tmp_path, [Item("v0")], ("b",))
+    (info,) = store.list(KEYS.features("b"))
+    whole = store.get(info.key)
+    assert [source.shape for source in open_sources(store, KEYS, ["b"])] == [SHAPES["b"]]
+    names = [match.start() + place for match in re.finditer(b"feature_shape", whole) for place in (0, 5, 12)]
+    assert len(names) > 3
+    for place in names:
+        store.put(info.key, flipped(whole, 8 * place))
+        with pytest.raises(ConfigError, match=r"part-00000\.parquet: is damaged") as caught:
+            open_sources(store, KEYS, ["b"])
+        assert "\n" not in str(caught.value)
 
 
 def test_a_plan_that_is_gone_is_said(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One fingerprint a partition; dropping one leaves the others."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,7 @@ from featlib.config import fingerprint
 from featlib.errors import ConfigError, DamagedError, StoppedError
 from featlib.layout import Keys
 from featlib.plan import read_plan
+from featlib.shards import staging
 from featlib.shards.commit import read_committed
 from featlib.shards.schema import Provenance, to_json
 from featlib.storage import Store
@@ -241,6 +243,26 @@ def test_drop_removes_staged_pieces_of_its_label(store: Store) -> None:
     partition.drop(store, KEYS, "a")
     assert store.stat(mine) is None
     assert store.stat(shared) is None, "kept for b, it would bring a back"
+
+
+def test_staged_pieces_are_read_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was killed may have left many, and each says much of its items."""
+    monkeypatch.setattr(staging, "_PIECES_AT_ONCE", 2)
+    at_once, read = list[int](), staging.read_heads
+
+    def counting(store: Store, keys: Sequence[str]) -> list[staging.Piece]:
+        at_once.append(len(keys))
+        return read(store, keys)
+
+    monkeypatch.setattr(staging, "read_heads", counting)
+    keys = [staged(store, f"r-{shard}", [Item("v0")], ("a",), shard) for shard in range(6)]
+    partition.register(store, KEYS, {"a": _made(layer="logits")["m"]})
+    with pytest.raises(ConfigError, match="layer was logits"):
+        partition.check(store, KEYS, {"a": _made(layer="penultimate")["m"]})
+    assert at_once == [2], "the first tells"
+    assert partition.drop(store, KEYS, "a") == len(keys) + 1
+    assert at_once == [2] * 4
+    assert not store.list("")
 
 
 def test_after_drop_the_label_is_free_for_other_settings(store: Store) -> None:

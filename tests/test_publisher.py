@@ -1,4 +1,4 @@
-"""The thread that publishes: what it still does when the job ends early."""
+"""The thread that publishes: what it gives, and what it still does when the job ends early."""
 
 import threading
 import time
@@ -43,3 +43,40 @@ def test_what_is_ready_is_published_when_the_job_stops() -> None:
     with pytest.raises(RuntimeError, match="no worker"):
         leave(PublisherThread(publish), RuntimeError("no worker"))
     assert published == [0, 1, 2]
+
+
+def test_what_is_done_is_given_as_it_comes() -> None:
+    """A resume may find much staged: what became of it must not pile up until all of it is published."""
+    taken = threading.Event()
+
+    def publish(shard: int) -> Published:
+        assert not shard or taken.wait(20), "the first was not given"
+        return Published(shard)
+
+    with PublisherThread(publish) as thread:
+        for shard in range(3):
+            thread.put(shard)
+        done = []
+        for result in thread.wait():
+            done.append(result.shard)
+            taken.set()
+        assert done == [0, 1, 2]
+        assert not list(thread.wait())
+        assert not list(thread.take())
+
+
+def test_nothing_is_waited_for_behind_an_error() -> None:
+    def publish(shard: int) -> Published:
+        if shard == 1:
+            raise OSError("no space")
+        return Published(shard)
+
+    with PublisherThread(publish) as thread:
+        for shard in range(3):
+            thread.put(shard)
+        waiting = thread.wait()
+        assert next(waiting).shard == 0
+        with pytest.raises(OSError, match="no space"):
+            next(waiting)
+        thread.put(3)
+        assert not list(thread.wait())

@@ -10,6 +10,7 @@ from featlib.config import fingerprint
 from featlib.errors import ConfigError
 from featlib.layout import Keys
 from featlib.redaction import redact
+from featlib.sealed import open_sealed
 from featlib.shards.schema import reading
 from featlib.storage import Store
 
@@ -19,7 +20,7 @@ class Source:
     """One partition to read.
 
     Args:
-        shape: Of its first row; empty while it has none.
+        shape: Of one of its rows; empty while it has none.
         channel_axis: Which axis of a row the channels are; None: the last.
     """
 
@@ -52,16 +53,16 @@ def _open(store: Store, keys: Keys, label: str) -> Source:
             f"--features {label}: {redact(store.url)} has no model={label} of dataset {keys.dataset}; "
             f"there is {', '.join(have) or 'nothing'}"
         )
-    shape = _first_shape(store, keys, label)
+    shape = _shape(store, keys, label)
     axis = _channel_axis(label, shape, settings.get("channel_axis"))
     return Source(label, fingerprint(settings), shape, axis)
 
 
-def _first_shape(store: Store, keys: Keys, label: str) -> tuple[int, ...]:
-    for info in store.list(keys.features(label)):
-        with reading(info.key), store.open(info.key) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True)
-            rows = next(table.iter_batches(1, columns=["feature_shape"]), None)
+def _shape(store: Store, keys: Keys, label: str) -> tuple[int, ...]:
+    """Of a row in the smallest object that has one: all of it is read, for no checksum covers a footer but the seal."""
+    for info in sorted(store.list(keys.features(label)), key=lambda info: info.size):
+        with reading(info.key), open_sealed(store, info.key) as file:
+            rows = next(pq.ParquetFile(file).iter_batches(1, columns=["feature_shape"]), None)
         if rows is not None and rows.num_rows:
             shape = rows["feature_shape"][0].as_py()
             if not shape:

@@ -1,13 +1,14 @@
 """Publishing: the staged pieces of a complete shard become whole objects under final names.
 
 The order is the promise. Features first, each object put once, whole; outcomes second: they are the commit and hold
-the sha256 of every features object; the pieces go last. A row whose key is already visible is never written again,
-so a publish that was cut anywhere can be repeated. Only the driver process calls this.
+the sha256 of every features object; the pieces go last. Where an item that is published has visible rows already, all
+of them give way in the object in which they stand, so a publish that was cut anywhere can be repeated and no row is of
+another version than its outcome. Only the driver process calls this.
 """
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,18 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from featlib.errors import DamagedError
 from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
 from featlib.layout import Keys, PartName
 from featlib.sealed import check_seal, open_sealed, reread
 from featlib.shards.commit import Committed, put_committed, read_committed
 from featlib.shards.parts import Joined, PartWriter, new_names, put_file, write_whole
 from featlib.shards.pieces import PieceReader, unique_rows
-from featlib.shards.schema import FEATURES, KEY, OUTCOMES, Provenance, as_features
+from featlib.shards.schema import FEATURES, OUTCOMES, RECORDED, Provenance, as_features
 from featlib.shards.staging import StagedItem
 from featlib.storage import Store
-
-RowKey = tuple[str, int, int]
-"""media_id, clip_index and region_index."""
 
 Event = Callable[[str, str], None]
 """Called with the name of what has just happened and the key it happened to."""
@@ -40,9 +39,8 @@ class ShardJob:
 
     Args:
         items: Every item of the shard, in feed order.
-        staged: By label, the complete items to publish now.
-        present: By label, the features objects of this shard that are already there.
-        replaced: Items whose visible rows give way to the staged ones (their source changed).
+        staged: By label, the complete items to publish now; their visible rows give way.
+        present: By label, the features objects of this shard that are listed; a listing may lag.
         pieces: Every piece that was staged of this shard, used or not; the commit makes all of them history.
     """
 
@@ -50,7 +48,6 @@ class ShardJob:
     items: Sequence[PlanItem]
     staged: Mapping[str, Mapping[str, StagedItem]]
     present: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    replaced: frozenset[str] = frozenset()
     pieces: Sequence[str] = ()
 
 
@@ -65,14 +62,19 @@ def publish_shard(
     confirm: Callable[[], None] = lambda: None,
     on_event: Event = lambda name, key: None,
 ) -> dict[str, dict[str, list[Any]]]:
-    """Makes the staged items of a shard visible for every label in ``job.staged``; gives the outcomes by label.
+    """Makes the staged items of a shard visible for every label in ``job.staged``.
 
     Args:
         guard: Called before each features object is put; raises when this process may not put any more.
         confirm: The same before the outcomes: costs more, and is surer.
 
+    Returns:
+        By label, the columns ``RECORDED`` of the outcomes.
+
     Raises:
         DamagedPieceError: A staged piece is not what was staged; labels before this one may be published already.
+        DamagedError: A features object is not what was committed, or is gone.
+        FileNotFoundError: A staged piece is gone.
     """
 
     def put(key: str, path: Path) -> str:
@@ -87,90 +89,111 @@ def publish_shard(
         committed = read_committed(store, keys, label, job.shard)
         staged = {m: s for m, s in all_staged.items() if not committed.has(s, m)}
         if not staged:
-            published[label] = committed.outcomes.to_pydict()
+            published[label] = committed.outcomes.select(RECORDED).to_pydict()
             continue
-        present = sorted(job.present.get(label, ()), key=lambda k: PartName.parse(k) or PartName(0))
         counts: dict[str, int] = {}
         with TemporaryDirectory(prefix="featlib-") as folder:
             writer = PartWriter(Path(folder), provenance[label].footer(), max_bytes)
-            visible = _Visible.read(store, present, committed)
-            hashes = {**committed.hashes, **visible.hashes}
-            replacements = _write_new_rows(pieces, job, label, staged, visible, writer, counts)
+            present = _present(store, keys.features(label), job.shard, job.present.get(label, ()), committed)
+            visible = _Visible.read(store, present, committed, staged)
+            hashes = dict(visible.hashes)
+            replacements = _write_new_rows(pieces, job.items, label, staged, visible.homes, writer, counts)
             files = writer.close()
             _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes, put)
-            for path, part in zip(files, new_names(job.shard, committed.rounds, present), strict=False):
-                key = f"{keys.features(label)}/{part}"
-                hashes[str(part)] = put(key, path)
-                present.append(key)
+            for path, part in zip(files, new_names(job.shard, committed.rounds, list(visible.hashes)), strict=False):
+                hashes[str(part)] = put(f"{keys.features(label)}/{part}", path)
         outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
         used = {key for item in staged.values() for key, _ in item.pieces.values()}
         stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces))
         confirm()
         put_committed(store, keys, label, job.shard, stands, provenance[label])
         on_event("outcomes_put", label)
-        published[label] = outcomes.to_pydict()
+        published[label] = outcomes.select(RECORDED).to_pydict()
     return published
+
+
+def _present(store: Store, folder: str, shard: int, listed: Sequence[str], committed: Committed) -> list[str]:
+    """The features objects of a shard. Those of its commit, and of a publish that was cut behind it, are asked for by
+    key: listings of some stores lag, and rows of an object that is not seen would be there twice."""
+    found = {*listed, *(f"{folder}/{name}" for name in committed.hashes)}
+    for part in new_names(shard, committed.rounds, sorted(found)):
+        if store.stat(key := f"{folder}/{part}") is None:
+            break
+        found.add(key)
+    return sorted(found, key=lambda key: PartName.parse(key) or PartName(0))
 
 
 @dataclass(frozen=True)
 class _Visible:
-    """The keys of rows that a reader finds, and the object of each.
+    """What a reader finds of a shard.
 
     Args:
-        standing: With an outcome, in objects that an outcomes object mentions.
-        loose: All others: a publish was cut behind them. They may be of media, or of pieces, that have been replaced
-            since, or of items that are no longer asked for; they give way to what is staged now, or to nothing.
+        homes: By media id, the objects with rows that give way: all of an item that is staged, and of any other those
+            without an outcome, or in objects that no outcomes object mentions. A publish was cut behind these; they may
+            be of media, or of pieces, that have been replaced since, or of items that are no longer asked for.
         hashes: SHA-256 of each object as it is now, by the last component of its key: a publish that was cut behind a
             replacement left other bytes than those that are committed.
     """
 
-    standing: Mapping[RowKey, str]
-    loose: Mapping[RowKey, str]
+    homes: Mapping[str, Sequence[str]]
     hashes: Mapping[str, str]
 
     @classmethod
-    def read(cls, store: Store, present: Sequence[str], committed: Committed) -> "_Visible":
-        """Of the objects ``present``."""
-        standing: dict[RowKey, str] = {}
-        loose: dict[RowKey, str] = {}
+    def read(cls, store: Store, present: Sequence[str], committed: Committed, staged: Collection[str]) -> "_Visible":
+        """Of the objects ``present``; one that is listed, but neither there nor committed, was dropped."""
+        homes: dict[str, list[str]] = {}
         hashes: dict[str, str] = {}
         for key in present:
             name = key.rpartition("/")[2]
-            hashes[name], rows = _read_keys(store, key)
-            for row in rows:
-                is_standing = name in committed.hashes and row[0] in committed.media_ids
-                (standing if is_standing else loose)[row] = key
-        return cls(standing, loose, hashes)
+            try:
+                hashes[name], media_ids = _read_ids(store, key)
+            except FileNotFoundError:
+                if name in committed.hashes:
+                    raise DamagedError(key, "is gone, and an outcomes object names it") from None
+                continue
+            standing = committed.media_ids if name in committed.hashes else frozenset()
+            for media_id in media_ids:
+                if media_id in staged or media_id not in standing:
+                    homes.setdefault(media_id, []).append(key)
+        return cls(homes, hashes)
 
-    def __bool__(self) -> bool:
-        return bool(self.standing or self.loose)
+
+def _read_ids(store: Store, key: str) -> tuple[str, list[str]]:
+    """The SHA-256 of a features object, and the items that have rows in it."""
+
+    def read() -> tuple[str, list[str]]:
+        with open_sealed(store, key) as file:
+            sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+            file.seek(0)
+            batches = pq.ParquetFile(file, page_checksum_verification=True).iter_batches(columns=["media_id"])
+            ids = dict.fromkeys(media_id for rows in batches for media_id in pc.unique(rows["media_id"]).to_pylist())
+            return sha256, list(ids)
+
+    return reread(key, read)
 
 
 def _write_new_rows(
     pieces: PieceReader,
-    job: ShardJob,
+    items: Sequence[PlanItem],
     label: str,
     staged_items: Mapping[str, StagedItem],
-    visible: _Visible,
+    homes: Mapping[str, Sequence[str]],
     writer: PartWriter,
     counts: dict[str, int],
 ) -> dict[str, dict[str, pa.Table]]:
-    """Sends rows that are not visible yet to ``writer``; gives those that replace visible rows, by object and item."""
-    moved = job.replaced & staged_items.keys()
-    homes = {m: keys_ for m, keys_ in _homes({**visible.standing, **visible.loose}).items() if m in moved}
-    loose = _homes(visible.loose)
-    homes |= {m: keys_ for m, keys_ in loose.items() if m in staged_items and m not in moved}
-    replacements: dict[str, dict[str, pa.Table]] = {key: {} for keys_ in homes.values() for key in keys_}
-    for media_id in loose.keys() - staged_items.keys():
-        for key in loose[media_id]:
+    """Sends rows of items that have no home to ``writer``; gives those that take the place of others, by object and
+    item: an item's first home gets all its rows, and the others none."""
+    replacements: dict[str, dict[str, pa.Table]] = {}
+    for media_id, keys in homes.items():
+        for key in keys:
             replacements.setdefault(key, {})[media_id] = FEATURES.empty_table()
     joined = Joined(writer)
-    for item in job.items:
+    for item in items:
         staged = staged_items.get(item.media_id)
         if staged is None:
             continue
         spans = [pieces.span(staged.pieces[k][0], label, item.media_id) for k in range(staged.n)]
-        if len(spans) == 1 and spans[0].piece.is_in_order and not visible:
+        if len(spans) == 1 and spans[0].piece.is_in_order and item.media_id not in homes:
             counts[item.media_id] = spans[0].end - spans[0].start
             joined.write(spans[0])
             continue
@@ -178,43 +201,11 @@ def _write_new_rows(
         rows = unique_rows(pa.concat_tables(span.table for span in spans))
         counts[item.media_id] = rows.num_rows
         if item.media_id in homes:
-            first, *others = homes[item.media_id]
-            replacements[first][item.media_id] = rows if item.media_id in moved else _without(rows, visible.standing)
-            for key in others:
-                replacements[key][item.media_id] = rows.slice(0, 0)
+            replacements[homes[item.media_id][0]][item.media_id] = rows
         else:
-            writer.write(_without(rows, visible.standing), spans[0].bytes_a_row)
+            writer.write(rows, spans[0].bytes_a_row)
     joined.flush()
     return replacements
-
-
-def _read_keys(store: Store, key: str) -> tuple[str, Iterator[RowKey]]:
-    """The SHA-256 of a features object, and the keys of its rows."""
-
-    def read() -> tuple[str, pa.Table]:
-        with open_sealed(store, key) as file:
-            sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
-            file.seek(0)
-            return sha256, pq.read_table(file, columns=list(KEY), page_checksum_verification=True)
-
-    sha256, table = reread(key, read)
-    return sha256, zip(*(table[name].to_pylist() for name in KEY), strict=True)
-
-
-def _homes(visible: Mapping[RowKey, str]) -> dict[str, list[str]]:
-    homes: dict[str, list[str]] = {}
-    for (media_id, _, _), key in visible.items():
-        known = homes.setdefault(media_id, [])
-        if key not in known:
-            known.append(key)
-    return homes
-
-
-def _without(rows: pa.Table, visible: Mapping[RowKey, str]) -> pa.Table:
-    if not visible:
-        return rows
-    keys = zip(*(rows[name].to_pylist() for name in KEY), strict=True)
-    return rows.filter(pa.array([key not in visible for key in keys], pa.bool_()))
 
 
 def _put_replacements(
@@ -229,13 +220,16 @@ def _put_replacements(
     """Rewrites objects whose items changed; those that only lose rows go first, so no key is ever there twice."""
     order = pa.array([item.media_id for item in items])
     for key in sorted(replacements, key=lambda k: any(t.num_rows for t in replacements[k].values())):
-        old = _read_whole(store, key, hashes.get(key.rpartition("/")[2]))
+        old = as_features(_read_whole(store, key, hashes[key.rpartition("/")[2]]))
         kept = old.filter(pc.invert(pc.is_in(old["media_id"], pa.array(list(replacements[key])))))
-        rows = pa.concat_tables([as_features(kept), *replacements[key].values()])
+        rows = pa.concat_tables([kept, *replacements[key].values()])
         place = pc.index_in(rows["media_id"], order)
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
+        rows = rows.drop_columns(["place"])
+        if rows.equals(old):  # a publish that was cut is repeated, or what was done anew came out the same
+            continue
         path = folder / "replacement"
-        write_whole(rows.drop_columns(["place"]), provenance, path)
+        write_whole(rows, provenance, path)
         hashes[key.rpartition("/")[2]] = put(key, path)
 
 

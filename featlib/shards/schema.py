@@ -61,6 +61,9 @@ OUTCOMES = pa.schema(
 )
 """One row for each (media_id, model): what became of it."""
 
+RECORDED = ("media_id", "status", "error_class", "num_rows")
+"""The columns of ``OUTCOMES`` that the ledger of a run takes."""
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -93,7 +93,7 @@ def verify(
     objects = _by_shard(store, keys.features(label))
     committed = _by_shard(store, keys.outcomes(label))
     for shard in sorted({*objects, *committed}):
-        _check_shard(store, found, shard, objects.get(shard, []), committed.get(shard, []))
+        _check_shard(store, found, shard, keys.features(label), objects.get(shard, []), committed.get(shard, []))
     media, statuses, missing = 0, Counter[str](), []
     for media_id in _ids(batches):
         media += 1
@@ -129,7 +129,10 @@ def _by_shard(store: Store, prefix: str) -> dict[int, list[str]]:
     return found
 
 
-def _check_shard(store: Store, found: _Findings, shard: int, objects: Sequence[str], outcomes: Sequence[str]) -> None:
+def _check_shard(
+    store: Store, found: _Findings, shard: int, folder: str, objects: Sequence[str], outcomes: Sequence[str]
+) -> None:
+    """Takes one shard into ``found``; ``folder`` is that of its features objects, and the rest is as listed."""
     damaged_before = len(found.damaged)
     hashes: dict[str, str] = {}
     promised: dict[str, int] = {}
@@ -148,16 +151,20 @@ def _check_shard(store: Store, found: _Findings, shard: int, objects: Sequence[s
             promised[media_id] = rows or 0
     counts: Counter[str] = Counter()
     seen: set[tuple[str, int, int]] = set()
-    for key in objects:
-        name = key.rpartition("/")[2]
-        if name not in hashes:
+    named = {f"{folder}/{name}": sha256 for name, sha256 in hashes.items()}
+    for key in sorted({*objects, *named}):  # a listing may lag behind what was put and what was dropped
+        try:
+            table = _read(store, found, key, named.get(key), list(KEY))
+        except FileNotFoundError:
+            if key in named:
+                found.damaged.append(f"{key.rpartition('/')[2]} (absent)")
+            continue
+        if key not in named:
             found.uncommitted.append(key)
-        table = _read(store, found, key, hashes.pop(name, None), list(KEY))
         if table is not None:
             found.rows += table.num_rows
             _check_settings(found, key, table)
             _count_rows(found, shard, table, counts, seen)
-    found.damaged.extend(f"{name} (absent)" for name in hashes)
     if len(found.damaged) == damaged_before:
         found.wrong_rows.extend(m for m in {*promised, *counts} if promised.get(m, 0) != counts[m])
 
@@ -188,6 +195,8 @@ def _read(store: Store, found: _Findings, key: str, sha256: str | None, columns:
         elif hashlib.sha256(data).hexdigest() != sha256:
             raise DamagedError(key)
         return pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
     except _DAMAGE as error:
         found.damaged.append(_told(key, error))
         return None

@@ -24,7 +24,7 @@ from featlib.shards.schema import Provenance
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
-from featlib.storage.objects import DEFAULT_OPTIONS, StoreOptions
+from featlib.storage.objects import DEFAULT_OPTIONS, ObjectInfo, StoreOptions
 from featlib.unit import CLIPS
 from featlib.work import Unit
 
@@ -74,6 +74,22 @@ class CrashingStore(Store):
             self._begin(f"delete {key}")
             super().delete([key])
             self._end()
+
+
+class LaggingStore(Store):
+    """A store whose listings lag behind what was put and deleted, as those of Swift do; each key is answered at once.
+
+    Args:
+        unseen: Prefixes of keys that are not listed.
+        gone: Keys that are listed though they are deleted.
+    """
+
+    unseen: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        late = [ObjectInfo(key, 1, 0.0, None) for key in self.gone if key.startswith(prefix)]
+        return [info for info in super().list(prefix) if not info.key.startswith(self.unseen)] + late
 
 
 class FreeClaim(Claim):

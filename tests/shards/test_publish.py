@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ from featlib.errors import DamagedError, StoppedError
 from featlib.layout import Keys, PartName
 from featlib.plan import PlanItems, read_plan
 from featlib.publisher import remove_history
+from featlib.shards.commit import read_committed
 from featlib.shards.pieces import DamagedPieceError, unique_rows
-from featlib.shards.publish import ShardJob, publish_shard
-from featlib.shards.schema import FEATURES, OUTCOMES
-from featlib.shards.staging import list_pieces, staged_items
+from featlib.shards.publish import ShardJob, _Visible, publish_shard
+from featlib.shards.schema import FEATURES, OUTCOMES, RECORDED
+from featlib.shards.staging import Piece, list_pieces, staged_items
 from featlib.storage import Store
 from tests.shards.make import (
     KEYS,
     NO_LIMIT,
     CrashError,
     Item,
+    LaggingStore,
     check_hashes,
     expected,
     planned,
@@ -34,6 +37,8 @@ from tests.shards.make import (
     staged,
     visible,
 )
+
+PART = f"{KEYS.features('a')}/part-00000.parquet"
 
 
 @pytest.fixture
@@ -138,12 +143,14 @@ def test_a_repeated_publish_puts_nothing(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0"), Item("v1")])
     job = _job(store, ("a",))
-    publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
+    first = publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     before = {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)}
     again = ShardJob(0, job.items, job.staged, {"a": [i.key for i in store.list(KEYS.features("a"))]})
     published = publish_shard(store, KEYS, again, provenance("a"), max_bytes=NO_LIMIT)
     assert {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)} == before
     assert published["a"]["status"] == ["ok", "ok"]
+    assert published == first
+    assert tuple(first["a"]) == RECORDED, "it waits in memory until the run takes it"
 
 
 def _job(store: Store, labels: tuple[str, ...]) -> ShardJob:
@@ -191,6 +198,52 @@ def test_damage_under_the_second_label_repeats_no_row_of_the_first(store: Store)
     check_hashes(store, "b")
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        Item("v1", range(5), etag="e1", created=2.0),
+        Item("v1", (0, 1), etag="e1", created=2.0),
+        Item("v1", status={"a": "failed", "b": "failed"}, etag=None, created=2.0),
+    ],
+    ids=["longer", "shorter", "failed"],
+)
+def test_what_damage_under_the_second_label_made_anew_is_of_one_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch, again: Item
+) -> None:
+    """The file was replaced, or could not be read any more, before its item was done again for both labels."""
+    monkeypatch.setattr("featlib.shards.pieces._CACHED_PIECES", 1)
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0")], ("a", "b"))
+    key = staged(store, "r-1", [Item("v1")], ("a", "b"))
+    both = publisher(store, ("a", "b"))
+    both.on_event = lambda name, label: _flip(store, key) if (name, label) == ("outcomes_put", "a") else None
+    assert [(u.labels, u.items[0].media_id) for u in both.publish(0).again] == [(("a", "b"), "v1")]
+    assert visible(store) == {"a": expected("a", [Item("v0"), Item("v1")])}
+    staged(store, "s-0", [again], ("a", "b"))
+    both.on_event = lambda name, label: None
+    assert not both.publish(0).again
+    assert visible(store) == {label: expected(label, [Item("v0"), again]) for label in "ab"}
+    for label in "ab":
+        row = _outcomes(store, label)["v1"]
+        assert (row["etag"], row["num_rows"]) == (again.etag, len(expected(label, [again]).get("v1", ())))
+        check_hashes(store, label)
+
+
+def test_memory_grows_with_items_not_with_their_rows(store: Store) -> None:
+    """A dense shard has millions of rows; what is known of those that are visible is known by item."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item(i, range(20_000)) for i in ("v0", "v1")])
+    publish(store)
+    committed, present = read_committed(store, KEYS, "a", 0), [info.key for info in store.list(KEYS.features("a"))]
+    _Visible.read(store, present, committed, {"v0"})  # whatever is loaded once
+    tracemalloc.start()
+    visible_ = _Visible.read(store, present, committed, {"v0"})
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert visible_.homes == {"v0": present}
+    assert kept < 40_000
+
+
 def test_missing_segments_are_asked_for(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0", (0, 1), 0, 2)])
@@ -221,7 +274,7 @@ def test_a_changed_item_outside_this_run_leaves_its_object_alone(store: Store) -
     before = store.get(f"{KEYS.features('a')}/part-00000.parquet")
     staged(store, "s-0", [Item("v1", created=2.0)])
     job = _job(store, ("a",))
-    job = ShardJob(0, job.items, job.staged, {"a": [f"{KEYS.features('a')}/part-00000.parquet"]}, frozenset({"v0"}))
+    job = ShardJob(0, job.items, job.staged, {"a": [f"{KEYS.features('a')}/part-00000.parquet"]})
     publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     assert store.get(f"{KEYS.features('a')}/part-00000.parquet") == before
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1")])
@@ -273,6 +326,32 @@ def test_rows_of_a_retry_that_was_cut_do_not_stand_beside_a_failure(store: Store
     assert visible(store)["a"] == expected("a", [Item("v1")])
     assert {m: row["status"] for m, row in _outcomes(store).items()} == {"v0": "failed", "v1": "ok"}
     check_hashes(store, "a")
+
+
+@pytest.mark.parametrize("is_buried", [False, True])
+def test_who_slept_while_another_driver_published_stops_with_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, is_buried: bool
+) -> None:
+    planned(store, ["v0"])
+    piece = staged(store, "r-0", [Item("v0")])
+    made = publisher(store)
+
+    def check_again() -> None:
+        if is_buried:
+            raise StoppedError("the claim of this driver is gone")
+
+    def sleep(shard: int, pieces: list[Piece]) -> list[Piece]:
+        store.delete([piece])
+        monkeypatch.setattr(made.claim, "check", check_again)
+        return pieces
+
+    monkeypatch.setattr(made.backlog, "without_replaced", sleep)
+    told = (
+        "the claim of this driver is gone" if is_buried else r"shard 0: .*\.piece has just been removed; run the same"
+    )
+    with pytest.raises(StoppedError, match=told) as caught:
+        made.publish(0)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_put_once_the_guard_says_no(store: Store) -> None:
@@ -439,4 +518,93 @@ def test_a_replacement_whose_commit_was_cut_is_taken_up_by_its_own_seal(store: S
         cut.publish(0)
     publish(store, etags={"v1": "new"})
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
+    check_hashes(store, "a")
+
+
+def _lagging(store: Store, *unseen: str, gone: tuple[str, ...] = ()) -> LaggingStore:
+    lagging = LaggingStore(store.url)
+    lagging.unseen, lagging.gone = unseen, gone
+    return lagging
+
+
+def test_a_shard_that_is_not_listed_yet_is_not_published_beside_itself(store: Store) -> None:
+    """The same command again: the ledger knows no outcomes either, and all is done once more."""
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    again = [Item("v0", created=2.0), Item("v1", (0, 1), etag="e1", created=2.0)]
+    staged(store, "s-0", again)
+    publish(_lagging(store, "features/", "outcomes/"))
+    assert visible(store)["a"] == expected("a", again)
+    assert [info.key for info in store.list("features")] == [PART]
+    check_hashes(store, "a")
+
+
+def test_changed_rows_give_way_in_an_object_that_is_not_listed_yet(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    new = Item("v0", (0, 1), etag="e1", created=2.0)
+    staged(store, "s-0", [new])
+    publish(_lagging(store, "features/"), etags={"v0": "e1"})
+    assert visible(store)["a"] == expected("a", [new, Item("v1")])
+    check_hashes(store, "a")
+
+
+def test_parts_of_a_cut_publish_that_are_not_listed_yet_are_found(store: Store) -> None:
+    """The next publish has fewer parts, and would leave the last of them behind."""
+    ids = [f"v{i}" for i in range(6)]
+    planned(store, ids)
+    staged(store, "r-0", [Item(i) for i in ids])
+
+    def die(name: str, key: str) -> None:
+        if name == "features_put" and key.endswith("-p2.parquet"):
+            raise CrashError
+
+    cut = publisher(store, max_bytes=300)
+    cut.on_event = die
+    with pytest.raises(CrashError):
+        cut.publish(0)
+    publish(_lagging(store, "features/"))
+    assert visible(store)["a"] == expected("a", map(Item, ids))
+    check_hashes(store, "a")
+
+
+def test_an_object_that_was_committed_and_is_gone_is_damage(store: Store) -> None:
+    planned(store, ["v0", "v1"])
+    staged(store, "r-0", [Item("v0"), Item("v1")])
+    publish(store)
+    staged(store, "s-0", [Item("v1", etag="new")])
+    data = store.get(PART)
+    store.delete([PART])
+    for listed in (store, _lagging(store, gone=(PART,))):
+        with pytest.raises(DamagedError, match=r"part-00000\.parquet: is gone"):
+            publish(listed, etags={"v1": "new"})
+    store.put(PART, data)
+    publish(store, etags={"v1": "new"})
+    assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
+
+
+def test_an_object_that_was_dropped_and_is_still_listed_is_none(store: Store) -> None:
+    planned(store, ["v0"])
+    staged(store, "r-0", [Item("v0")])
+    publish(_lagging(store, gone=(PART,)))
+    assert visible(store)["a"] == expected("a", [Item("v0")])
+    check_hashes(store, "a")
+
+
+def test_rows_that_came_out_the_same_are_not_put_again(store: Store) -> None:
+    items = [Item("v0"), Item("v1", status={"a": "failed"}), Item("v2")]
+    planned(store, [i.media_id for i in items])
+    staged(store, "r-0", items)
+    _cut_before_the_commit(store, _job(store, ("a",)))
+    first = store.stat(PART)
+    publish(store)
+    assert store.stat(PART) == first, "the cut publish is repeated"
+    staged(store, "s-0", [Item("v0", created=2.0)])
+    staged(store, "s-1", items[1:])
+    publish(_lagging(store, "outcomes/"))
+    assert store.stat(PART) == first, "nobody knew that it was done, and it was done again"
+    assert _outcomes(store)["v0"]["attempts"] == 2
+    assert visible(store)["a"] == expected("a", items)
     check_hashes(store, "a")

@@ -17,7 +17,7 @@ from featlib.shards.schema import to_json
 from featlib.shards.staging import list_pieces, staged_items
 from featlib.shards.verify import Verification, verify
 from featlib.storage import Store
-from tests.shards.make import KEYS, NO_LIMIT, Item, batch, planned, provenance, staged
+from tests.shards.make import KEYS, NO_LIMIT, Item, LaggingStore, batch, planned, provenance, staged
 
 IDS = [f"v{i}" for i in range(6)]
 PART = f"{KEYS.features('a')}/part-00001.parquet"
@@ -86,6 +86,15 @@ def test_absent_object(store: Store) -> None:
     found = _verify(store)
     assert found.damaged == ("part-00001.parquet (absent)",)
     assert not found.complete
+
+
+def test_listings_that_lag_behind_are_no_damage(store: Store) -> None:
+    """What an outcomes object names is asked for by key; what is listed and gone was dropped."""
+    lagging = LaggingStore(store.url)
+    lagging.unseen, lagging.gone = (PART,), (PART.replace("00001", "00009"),)
+    found = _verify(lagging)
+    assert found.rows == 18
+    assert found.complete
 
 
 def test_uncommitted(store: Store) -> None:
