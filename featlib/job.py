@@ -138,27 +138,23 @@ class _Opened:
 
     Args:
         needs: By label, which items of the plan still need it.
-        replaced: Ids of items whose published rows give way to new ones.
     """
 
     ledger: Ledger
     needs: dict[str, Rows]
-    replaced: frozenset[str]
 
 
 def _opened(config: ExtractConfig, store: Store, keys: Keys, plan: Plan, selected: Rows) -> _Opened:
     ledger = Ledger(plan, list(config.labels))
     ledger.load(store, keys)
-    replaced: dict[int, str] = {}
+    again = np.zeros(len(selected), dtype=bool)
     if config.changed:
         for label in ledger.labels:
-            replaced.update(changed_rows(store, keys, plan, label, store.options))
-    again = np.zeros(len(selected), dtype=bool)
-    again[list(replaced)] = True
+            again[list(changed_rows(store, keys, plan, label, store.options))] = True
     needs = {
         label: selected & (~ledger.done(label, retry_failed=config.retry_failed) | again) for label in ledger.labels
     }
-    return _Opened(ledger, needs, frozenset(replaced.values()))
+    return _Opened(ledger, needs)
 
 
 def _settled(
@@ -207,7 +203,7 @@ def _task(
     """What this run has to do."""
     backlog = Backlog(plan, opened.needs, {label: p.fingerprint for label, p in provenance.items()})
     items = PlanItems(store, plan)
-    return Task(config, store, keys, models, provenance, items, backlog, opened.ledger, opened.replaced, ray)
+    return Task(config, store, keys, models, provenance, items, backlog, opened.ledger, ray)
 
 
 def _summary(task: Task, run: Run, selected: Rows, forward: tuple[str, ...]) -> Summary:

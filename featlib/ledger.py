@@ -91,8 +91,8 @@ def _read(store: Store, key: str) -> dict[str, list[object]]:
     return columns
 
 
-def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: StoreOptions) -> Iterator[tuple[int, str]]:
-    """Row and id of published items whose media has another size or etag now than when it was read.
+def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: StoreOptions) -> Iterator[int]:
+    """Rows of the plan of published items whose media has another size or etag now than when it was read.
 
     A media file that is gone or cannot be asked is not "changed": what was made of it stays.
     """
@@ -106,7 +106,7 @@ def changed_rows(store: Store, keys: Keys, plan: Plan, label: str, options: Stor
         for record, has_moved in zip(records, moved, strict=True):
             row = rows.get(digest(record["media_id"]))
             if has_moved and row is not None:
-                yield row, record["media_id"]
+                yield row
 
 
 def has_changed(uri: str, source: tuple[int | None, str | None], options: StoreOptions) -> bool:

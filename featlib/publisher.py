@@ -38,18 +38,13 @@ class Published:
 
 @dataclass
 class ShardPublisher:
-    """Publishes single shards.
-
-    Args:
-        replaced: Ids of items whose visible rows give way to new ones.
-    """
+    """Publishes single shards."""
 
     store: Store
     keys: Keys
     items: PlanItems
     backlog: Backlog
     provenance: Mapping[str, Provenance]
-    replaced: frozenset[str]
     max_bytes: int
     claim: Claim
     on_event: Event

@@ -61,7 +61,6 @@ class Task:
     """Everything a run works with: what is asked, what made it, and what is open.
 
     Args:
-        replaced: Ids of items whose published rows give way to new ones.
         decode: ``module:function`` that decodes an item.
     """
 
@@ -73,7 +72,6 @@ class Task:
     items: PlanItems
     backlog: Backlog
     ledger: Ledger
-    replaced: frozenset[str]
     ray: RayStart
     decode: str = DECODE
 
@@ -102,7 +100,6 @@ class Run:
                 task.items,
                 task.backlog,
                 task.provenance,
-                task.replaced,
                 task.config.shard_mb * _MB,
                 claim,
                 on_event,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from featlib.aggregation.shard import FINAL
 from featlib.layout import Keys, PartName
 from featlib.ledger import STATUSES, Rows
-from featlib.plan import Digests, Plan, PlanItems, digest, shard_rows
+from featlib.plan import Digests, Plan, digest, shard_rows
 from featlib.shards.commit import read_outcomes
 from featlib.shards.schema import reading
 from featlib.storage import Store
@@ -24,16 +24,14 @@ class Due:
 
     Args:
         needs: That a run has to make a vector of, or an outcome that says why there is none.
-        replaced: Ids of those whose visible vector gives way.
         ready: That all sources are done with, from one version of the media.
     """
 
     needs: Rows
-    replaced: frozenset[str]
     ready: Rows
 
 
-def due_items(store: Store, keys: Keys, plan: Plan, items: PlanItems, features: Sequence[str], label: str) -> Due:
+def due_items(store: Store, keys: Keys, plan: Plan, features: Sequence[str], label: str) -> Due:
     """What is due under ``label``; an item is left open while its sources saw different versions of the media."""
     sources = [_known(store, keys, plan, label) for label in features]
     mine = _known(store, keys, plan, label)
@@ -46,7 +44,7 @@ def due_items(store: Store, keys: Keys, plan: Plan, items: PlanItems, features: 
     lost = mine.has_rows & ~np.logical_and.reduce([s.has_rows for s in sources])
     replaced = ready & (mine.status > 0) & (moved | lost)
     needs: Rows = ready & ((mine.status == 0) | gained | replaced)
-    return Due(needs, _ids(plan, items, replaced), ready)
+    return Due(needs, ready)
 
 
 @dataclass(frozen=True)
@@ -97,12 +95,3 @@ def _differ(a: Digests, b: Digests) -> Rows:
     """Where both are known and not the same."""
     rows: Rows = (a != b) & (a != b"") & (b != b"")
     return rows
-
-
-def _ids(plan: Plan, items: PlanItems, rows: Rows) -> frozenset[str]:
-    """Media ids of rows of the plan."""
-    found: set[str] = set()
-    for shard in np.unique(plan.shards[rows]):
-        mine = rows[plan.rows_of(int(shard)).start : plan.rows_of(int(shard)).stop]
-        found.update(i.media_id for i, wanted in zip(items.shard(int(shard)), mine, strict=True) if wanted)
-    return frozenset(found)

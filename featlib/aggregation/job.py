@@ -90,7 +90,7 @@ def aggregate(
             partition.register(store, keys, {config.label: made.provenance}, another=_ANOTHER)
             _remove_pieces(store, keys, config.label, claim)
             items = PlanItems(store, plan)
-            due = due_items(store, keys, plan, items, config.features, config.label)
+            due = due_items(store, keys, plan, config.features, config.label)
             ledger = Ledger(plan, [config.label])
             ledger.load(store, keys)
             job = _Job(config, store, keys, made, plan, items, ledger, due)
@@ -156,7 +156,6 @@ def _work(job: _Job, claim: Claim, shown: Reporter, on_event: Event) -> Seconds:
         job.items,
         backlog,
         {label: job.made.provenance},
-        job.due.replaced,
         job.config.shard_mb * _MB,
         claim,
         on_event,

@@ -224,7 +224,6 @@ def publisher(
         items,
         backlog,
         provenance(labels),
-        frozenset(replaced),
         max_bytes,
         FreeClaim(store, KEYS),
         lambda name, key: None,
