@@ -78,6 +78,16 @@ def test_redact_blots_out_keys() -> None:
     assert shown == "GET s3://***@bucket/a and http://h/a?X-Amz-Signature=***&x=***&AWSAccessKeyId=*** failed"
 
 
+@pytest.mark.parametrize("part", ["//a:", "//", "/", "//a", "//:a", "a@", "//a:b?c&", "&a=", "https://"])
+def test_a_long_text_is_searched_once_and_not_from_each_of_its_slashes(part: str) -> None:
+    """Where it would be, these were the work of hours."""
+    text = part * (4_000_000 // len(part))
+    assert redact(f"{text} s3://KEY:SECRET@bucket/a").endswith(" s3://***@bucket/a")
+    assert "SECRET" not in redact(f"{text}//KEY:SECRET@bucket/a")
+    assert holds_key(f"{text} s3://KEY:SECRET@bucket/a")
+    assert not holds_key(text)
+
+
 @pytest.mark.parametrize(
     ("uri", "base", "found"),
     [
