@@ -15,9 +15,11 @@ from torchvision.models import densenet121, googlenet, mnasnet0_5, resnet18, squ
 from featlib.config import ModelConfig
 from featlib.errors import ConfigError
 from featlib.extractors import registry, weights
+from featlib.extractors.network import own_network
 from featlib.extractors.resolve import ResolvedModel, resolve
 from featlib.extractors.state_dict import is_finite
 from featlib.extractors.weights import WeightsChoice, payload, resolve_weights
+from tests.extractors.tiny_networks import tiny
 from tests.extractors.weight_files import OPTIONS, SQUEEZENET, Trap, resolved, saved
 
 
@@ -270,6 +272,26 @@ def test_published_weights_come_from_the_cache_and_are_recognised_by_hash(
     cached.parent.mkdir(parents=True)
     path.rename(cached)
     assert weights.read_weights(network, WeightsChoice(pretrained=mine), OPTIONS).sha256 == sha256
+
+
+def test_files_of_one_name_at_two_places_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    for author in ("alice", "bob"):
+        (tmp_path / author).mkdir()
+        path = saved(tmp_path / author / "model.pth", {"a": torch.full((1,), len(author))})
+        network = own_network(author, nn.Identity, tiny.default_pretrained.input, url=path.as_uri())
+        for _ in range(2):  # the second time from the cache
+            file = weights.read_weights(network, resolve_weights(network, "default"), OPTIONS)
+            assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(list(weights.cache_path(network.default_pretrained).parent.iterdir())) == 2
+
+
+def test_a_date_in_the_name_of_ones_own_file_is_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    path = saved(tmp_path / "tiny-20240115.pth", {"a": torch.ones(1)})
+    network = own_network("own", nn.Identity, tiny.default_pretrained.input, url=path.as_uri())
+    assert network.default_pretrained.hash_prefix == ""
+    assert weights.read_weights(network, resolve_weights(network, "default"), OPTIONS).data == path.read_bytes()
 
 
 def test_payload_is_read_again_in_another_process_and_must_be_the_same(
