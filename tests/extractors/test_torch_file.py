@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,52 @@ def test_a_file_of_python_2_and_a_view_of_a_storage() -> None:
         read_state_dict(row_of_pickles(_Calls(OrderedDict, pairs), {"7": numbers}), "w.pth")
 
 
+def rewritten(data: bytes, changed: Mapping[str, bytes]) -> bytes:
+    """The archive with other bytes in the members that are called so."""
+    other = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(other, "w") as copy:
+        for info in archive.infolist():
+            copy.writestr(info.filename, changed.get(info.filename.rpartition("/")[2], archive.read(info)))
+    return other.getvalue()
+
+
 def test_a_file_of_a_machine_of_the_other_byte_order() -> None:
     state = {"a": torch.arange(6.0), "b": torch.arange(3)}
     turned = {
         "a": torch.from_numpy(state["a"].numpy().byteswap()),
         "b": torch.from_numpy(state["b"].numpy().byteswap()),
     }
-    other = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved(turned))) as archive, zipfile.ZipFile(other, "w") as rewritten:
-        for info in archive.infolist():
-            is_order = info.filename.endswith("/byteorder")
-            rewritten.writestr(info.filename, b"big" if is_order else archive.read(info))
-    assert same(read_state_dict(other.getvalue(), "w.pth").tensors, state)
+    assert same(read_state_dict(rewritten(saved(turned), {"byteorder": b"big"}), "w.pth").tensors, state)
+
+
+@pytest.mark.parametrize("order", [b"BIG", b"", b"big\n", b"\x1b[2J" * 100])
+def test_a_byte_order_that_is_none_is_refused(order: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"w\.pth: damaged archive \(its byte order is ") as caught:
+        read_state_dict(rewritten(saved({"a": torch.ones(1)}), {"byteorder": order}), "w.pth")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "byteorder", "data/0"])
+def test_a_flipped_bit_is_seen(member: str) -> None:
+    data = saved({"a": torch.arange(1000.0)})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        at = data.index(archive.read(f"archive/{member}"))
+    flipped = data[: at + 3] + bytes([data[at + 3] ^ 0x40]) + data[at + 4 :]
+    with pytest.raises(ConfigError, match=rf"w\.pth: damaged archive \(Bad CRC-32 for file 'archive/{member}'\)"):
+        read_state_dict(flipped, "w.pth")
+
+
+def test_a_file_that_was_written_without_checksums_is_read() -> None:
+    state = {"a": torch.arange(10.0)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = saved(state)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert {info.CRC for info in archive.infolist()} == {0}
+    assert same(read_state_dict(data, "w.pth").tensors, state)
 
 
 @pytest.mark.parametrize(
