@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featlib.errors import ConfigError
 from featlib.extractors import probe
+from featlib.extractors.metadata import header_text, is_safetensors
 from featlib.extractors.network import Network, Settings, StateDict
 from featlib.extractors.torch_file import read_torch_file
 from featlib.extractors.torch_pickle import StoredTensor, TorchFileError, Unread
@@ -45,7 +46,7 @@ def read_state_dict(data: bytes, source: str) -> RawState:
     Raises:
         ConfigError: The bytes are neither, are damaged, or hold anything but tensors.
     """
-    if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+    if is_safetensors(data):
         state = _unwrapped(_safetensors(data, source), source)
         return _without_prefixes(RawState(_checked_tensors(state, len(data), source), {}))
     try:
@@ -60,6 +61,7 @@ def read_state_dict(data: bytes, source: str) -> RawState:
 
 def _safetensors(data: bytes, source: str) -> Mapping[object, object]:
     try:
+        header_text(data)  # safetensors itself reads a much longer one
         return safetensors.torch.load(data)  # type: ignore[no-any-return]
     except Exception as error:  # noqa: BLE001 - its own error, or what its Python side makes of types it lacks
         raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
