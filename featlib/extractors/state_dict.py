@@ -264,7 +264,7 @@ def _problem(what: str, keys: list[str]) -> list[str]:
 
 def _shown(name: object) -> str:
     """A name from a file, as a message can hold it."""
-    text = name if isinstance(name, str) else repr(name)
+    text = name if isinstance(name, str) else name.name if isinstance(name, Unread) else repr(name)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= _SHOWN_NAME else f"{text[:_SHOWN_NAME]}…"
 
