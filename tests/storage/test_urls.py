@@ -73,6 +73,15 @@ def test_no_message_of_an_error_shows_a_key(kind: type[FeatlibError]) -> None:
     assert "SECRET" not in repr(error)
 
 
+@pytest.mark.parametrize("before", [0, 9_000, 9_990, 9_995, 10_000, 1_000_000])
+def test_a_message_without_end_is_cut_behind_its_keys(before: int) -> None:
+    error = ConfigError(f"{'x' * before} s3://KEY:{'SECRET' * 10}@b/w.pth" + "y" * 20_000)
+    assert len(str(error)) == 10_001
+    assert "SEC" not in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(ConfigError("z" * 10_000)) == "z" * 10_000
+
+
 def test_redact_blots_out_keys() -> None:
     shown = redact("GET s3://KEY:SECRET@bucket/a and http://h/a?X-Amz-Signature=abc&x=1&AWSAccessKeyId=AKIA failed")
     assert shown == "GET s3://***@bucket/a and http://h/a?X-Amz-Signature=***&x=***&AWSAccessKeyId=*** failed"
