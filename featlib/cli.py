@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from featlib.finetuning import FinetuneResult
     from featlib.summary import Summary
     from featlib.training import TrainSummary
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # with these a name in a file would steer the terminal
 
 
 def _store_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,5 +322,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    click.echo(f"featlib: {' '.join(message.split())}", err=True)
+    line = _CONTROL.sub("?", " ".join(message.split()))
+    click.echo(f"featlib: {line}", err=True)
     sys.exit(code)

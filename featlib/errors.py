@@ -7,12 +7,15 @@
     │   └── DamagedError      an object holds other bytes than were written
     └── MediaError        one media item cannot be used: an outcome row, never the end of a job
 
-Messages are one line: what, which value, which rule, what to do. Keys in them are blotted out.
+Messages are one line: what, which value, which rule, what to do. Keys in them are blotted out, and what a file makes of
+them without end is cut.
 """
 
 from typing import Literal, get_args
 
 from featlib.redaction import redact
+
+_LONGEST = 10_000  # characters of a message
 
 MediaErrorClass = Literal[
     "not_found",  # no such object
@@ -42,7 +45,8 @@ class FeatlibError(Exception):
     """Root of all errors that featlib raises on purpose."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        shown = redact(message)  # before it is cut: half a key looks like none
+        super().__init__(shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…")
 
 
 class ConfigError(FeatlibError):

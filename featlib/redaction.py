@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 # A secret may begin with digits and hold slashes: then it looks like a port and a path. Rather a path too many.
 _USER_INFO = re.compile(r"//(?:[^/\s]*@|[^/\s:@]*:[^\s@]*@)")
+_WORD = re.compile(r"\S+")
 # The same without "//" (``key:secret@host``, ``s3:/key:secret@bucket``), in a word of its own or behind ``--option=``.
 _BARE_USER_INFO = re.compile(r"(?<!\S)((?:[^\s/:@='\"(]*[='\"(])*+)[^\s/:@]*:(?!//)[^\s@]*@")
 _REST_OF_USER_INFO = re.compile(r"(?<=\*\*\*@)(?:[^\s/@]*@)++")  # of a secret with an @ in it
@@ -22,7 +23,7 @@ _CLOSING = "'\"`)]},;:."
 
 def redact(text: str) -> str:
     """The text with user info, signatures and queries of URLs blotted out, for messages."""
-    text = _BARE_USER_INFO.sub(r"\1***@", _USER_INFO.sub("//***@", text))
+    text = _BARE_USER_INFO.sub(r"\1***@", _WORD.sub(_without_user_info, text))
     text = _URL.sub(_without_query, _REST_OF_USER_INFO.sub("", text))
     return _KEYED.sub(r"\1***", text)
 
@@ -35,6 +36,16 @@ def _without_query(url: re.Match[str]) -> str:
 def holds_key(text: str) -> bool:
     """Whether ``redact`` would blot something out, or a URL in the text is signed."""
     return redact(text) != text or is_signed(text)
+
+
+def _without_user_info(word: re.Match[str]) -> str:
+    searched = _until_at(word[0])
+    return _USER_INFO.sub("//***@", searched) + word[0][len(searched) :]
+
+
+def _until_at(word: str) -> str:
+    """The part that can hold user info: in the rest each // would be followed to the end of the word, for nothing."""
+    return word[: word.rfind("@") + 1]
 
 
 def is_signed(text: str) -> bool:

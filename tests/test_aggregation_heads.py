@@ -291,6 +291,10 @@ def stream(label: str, *, of: str, size: int = 4) -> dict[str, object]:
         (lambda path: path.write_bytes(path.read_bytes()[:-7]), ["a"], {}, "damaged file"),
         (lambda path: path.write_bytes(b"PK\x03\x04" * 9), ["a"], {}, "is no head|damaged file"),
         (lambda path: path.write_bytes(b""), ["a"], {}, "damaged file|is no head"),
+        (
+            lambda path: path.write_bytes((10_000_001).to_bytes(8, "little") + b"{}" + b" " * 9_999_999), ["a"], {},
+            r"damaged file \(its header has 10000001 bytes, at most 10000000 are read\)",
+        ),
         (lambda path: path.unlink(), ["a"], {}, "not_found"),
         (lambda path: safetensors.torch.save_file({"w": torch.zeros(2)}, path), ["a"], {}, "is no head that featlib"),
         (None, ["a"], {"top_k": 4}, "--top-k 4: this head knows 3 classes"),

@@ -220,6 +220,14 @@ def test_a_stopped_job_is_one_line_and_exit_1(
     assert run_command(capsys, *EXTRACT) == (1, "", "featlib: the store is away\n")
 
 
+def test_no_message_steers_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*_: object, **__: object) -> Summary:
+        raise StoppedError("a\nb \x1b[2J\x9b31m\x00\x7f\u0090 ü")
+
+    monkeypatch.setattr("featlib.job.extract", stops)
+    assert run_command(capsys, *EXTRACT) == (1, "", "featlib: a b ?[2J?31m??? ü\n")
+
+
 def test_no_room_for_temporary_files_is_one_line_and_exit_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,7 +142,9 @@ def network(name: str) -> Network:
         source="torchvision",
         kind="frame",
         sampling=FrameSampling.parse("fps:1"),
-        pretrained=tuple(Pretrained(w.name, w.enum, w.url, WHOLE_FRAMES, w.categories) for w in spec.weights),
+        pretrained=tuple(
+            Pretrained(w.name, w.enum, w.url, WHOLE_FRAMES, w.categories, has_hash_in_name=True) for w in spec.weights
+        ),
         default=spec.default,
         constructor=partial(_construct, name),
         detects=True,

@@ -9,6 +9,7 @@ from featlib.errors import ConfigError
 
 _KEY = "featlib"
 _LENGTH_BYTES = 8  # of the header that comes first, little endian
+MOST_HEADER_BYTES = 10_000_000  # of thousands of layers and classes; read as JSON it takes some twenty times as much
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,28 @@ def read_metadata(data: bytes, source: str) -> WeightsMetadata | None:
     return metadata
 
 
+def is_safetensors(data: bytes) -> bool:
+    """Whether the bytes begin as a length and JSON do."""
+    return data[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+
+
+def header_text(data: bytes) -> bytes:
+    """The JSON in the bytes of a ``.safetensors`` file.
+
+    Raises:
+        ValueError: It is said to be longer than any that is read.
+    """
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > MOST_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, at most {MOST_HEADER_BYTES} are read")
+    return data[_LENGTH_BYTES : _LENGTH_BYTES + length]
+
+
 def _text(data: bytes) -> str | None:
-    if data[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
+    if not is_safetensors(data):
         return None
-    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
-        header = json.loads(data[_LENGTH_BYTES:end])
+        header = json.loads(header_text(data))
     except (ValueError, RecursionError):  # reading the tensors says so
         return None
     metadata = header.get("__metadata__")

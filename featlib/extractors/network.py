@@ -1,5 +1,6 @@
 """One entry of the registry: a network, its published weights and what is peculiar about building it."""
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ class Pretrained:
         categories: Names of the classes in the order of the network's outputs, where the publisher tells.
         cache_name: Of the file in the cache; empty takes the one in ``url``, which some publishers give to all
             their files.
+        has_hash_in_name: The publisher writes the first digits of the file's SHA-256 into its name; what another one
+            writes there may as well be a date.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Pretrained:
     input: InputSpec
     categories: tuple[str, ...] = field(default=(), compare=False, repr=False)
     cache_name: str = ""
+    has_hash_in_name: bool = False
 
     @property
     def filename(self) -> str:
@@ -50,8 +54,8 @@ class Pretrained:
 
     @property
     def hash_prefix(self) -> str:
-        """First hex digits of the file's SHA-256, which the publisher writes into its name; may be empty."""
-        found = _HASH_IN_FILENAME.search(self._published_name)
+        """First hex digits of the file's SHA-256, as in its name; empty where they are not told."""
+        found = _HASH_IN_FILENAME.search(self._published_name) if self.has_hash_in_name else None
         return found.group(1) if found else ""
 
     @property
@@ -233,9 +237,14 @@ def own_network(
         source="user",
         kind=input.kind,
         sampling=sampling,
-        pretrained=(Pretrained("OWN", f"{name}.OWN", url, input),),
+        pretrained=(Pretrained("OWN", f"{name}.OWN", url, input, cache_name=_cache_name(url)),),
         default="OWN",
         constructor=constructor,
         version=version,
         layer=layer,
     )
+
+
+def _cache_name(url: str) -> str:
+    """Of a file that anybody may have named: ``model.pth`` of two authors are two files."""
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{urlsplit(url).path.rpartition('/')[2]}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featlib.errors import ConfigError
 from featlib.extractors import probe
+from featlib.extractors.metadata import header_text, is_safetensors
 from featlib.extractors.network import Network, Settings, StateDict
 from featlib.extractors.torch_file import read_torch_file
 from featlib.extractors.torch_pickle import StoredTensor, TorchFileError, Unread
@@ -20,7 +21,11 @@ from featlib.extractors.torch_pickle import StoredTensor, TorchFileError, Unread
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _MOST_WRAPPED = 4
+_MOST_PREFIXES = 8
+_LONGEST_NAME = 1000
 _SHOWN = 3  # keys of each kind that an error names
+_SHOWN_NAME = 80  # characters of each
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # whose values are the weights themselves
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def read_state_dict(data: bytes, source: str) -> RawState:
     Raises:
         ConfigError: The bytes are neither, are damaged, or hold anything but tensors.
     """
-    if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+    if is_safetensors(data):
         state = _unwrapped(_safetensors(data, source), source)
         return _without_prefixes(RawState(_checked_tensors(state, len(data), source), {}))
     try:
@@ -56,6 +61,7 @@ def read_state_dict(data: bytes, source: str) -> RawState:
 
 def _safetensors(data: bytes, source: str) -> Mapping[object, object]:
     try:
+        header_text(data)  # safetensors itself reads a much longer one
         return safetensors.torch.load(data)  # type: ignore[no-any-return]
     except Exception as error:  # noqa: BLE001 - its own error, or what its Python side makes of types it lacks
         raise ConfigError(f"--weights {source}: damaged .safetensors file ({_line(error)})") from None
@@ -87,13 +93,18 @@ def _checked_tensors(state: Mapping[object, object], size: int, source: str) -> 
     for name, tensor in state.items():
         if isinstance(tensor, Unread) and tensor.is_tensor:
             raise ConfigError(
-                f"--weights {source}: {name} is no plain tensor on the CPU; save model.cpu().state_dict()"
+                f"--weights {source}: {_shown(name)} is no plain tensor on the CPU; save model.cpu().state_dict()"
             )
         if not (isinstance(name, str) and isinstance(tensor, Tensor | StoredTensor)):
-            raise ConfigError(f"--weights {source}: {name!r} is not a tensor; save model.state_dict() alone")
+            raise ConfigError(f"--weights {source}: '{_shown(name)}' is not a tensor; save model.state_dict() alone")
+        if len(name) > _LONGEST_NAME:
+            raise ConfigError(
+                f"--weights {source}: {_shown(name)} has {len(name)} characters, a layer's name at most {_LONGEST_NAME}"
+            )
         if max(tensor.nbytes, *tensor.shape, 0) > size:  # without numbers it may be as wide as it likes
             raise ConfigError(
-                f"--weights {source}: {name} claims {tensor.nbytes} bytes, the file has {size}; save it contiguous"
+                f"--weights {source}: {_shown(name)} claims {tensor.nbytes} bytes, the file has {size}; "
+                "save it contiguous"
             )
     return dict(state)  # type: ignore[arg-type]
 
@@ -102,12 +113,17 @@ def _versions(metadata: object) -> dict[str, Any]:
     """Of each module, where the file says it as torch does."""
     if not isinstance(metadata, Mapping):
         return {}
-    return {k: v for k, v in metadata.items() if isinstance(k, str) and isinstance(v, Mapping)}
+    return {
+        k: v for k, v in metadata.items() if isinstance(k, str) and len(k) <= _LONGEST_NAME and isinstance(v, Mapping)
+    }
 
 
 def _without_prefixes(state: RawState) -> RawState:
     tensors, versions = state.tensors, state.versions
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
+    for _ in range(_MOST_PREFIXES):
+        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None)
+        if prefix is None:
+            break
         tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
         versions = {
             f"{k}.".removeprefix(prefix).rstrip("."): v for k, v in versions.items() if f"{k}.".startswith(prefix)
@@ -119,14 +135,20 @@ def usable(network: Network, state: RawState, source: str) -> RawState:
     """``state`` without the keys that inference has no use for, old names replaced by today's.
 
     Raises:
-        ConfigError: They cannot be those of this network.
+        ConfigError: They cannot be those of this network, or two are old and new name of one.
     """
     tensors: dict[str, Tensor] = {}
-    for key, tensor in state.tensors.items():
-        if key.startswith(network.unused):
+    for old, tensor in state.tensors.items():
+        if old.startswith(network.unused):
             continue
+        key = old
         for pattern, replacement in network.renames:
             key = re.sub(pattern, replacement, key)
+        if key in tensors:
+            raise ConfigError(
+                f"--weights {source}: holds {_shown(key)} of {network.name} twice, once as {_shown(old)}; "
+                "remove the one that is not meant"
+            )
         tensors[key] = tensor
     try:
         return RawState(dict(network.adapt(tensors)), state.versions)
@@ -163,6 +185,7 @@ def fit(network: Network, settings: Settings, state: RawState, source: str) -> F
     module = probe.skeleton(network, settings)
     own = module.state_dict()
     _check_shapes(network, state.tensors, own, source)
+    _check_types(network, state.tensors, own, source)
     tensors = {k: _as_stored(v, own.get(k)) for k, v in state.tensors.items()}
     absent = frozenset(k for k in own if k not in tensors and k.startswith(network.optional))
     tensors |= {k: torch.zeros(own[k].shape, dtype=own[k].dtype) for k in absent}
@@ -170,7 +193,7 @@ def fit(network: Network, settings: Settings, state: RawState, source: str) -> F
         missing, unexpected = assign(module, tensors, state.versions)
     except Exception as error:  # noqa: BLE001 - modules convert old files by what these say of themselves
         raise ConfigError(f"--weights {source}: do not fit {network.name} ({_line(error)})") from None
-    problems = [*_problem("missing", missing), *_problem("unknown", unexpected)]
+    problems = [*_problem("missing", missing), *_problem("unknown", [_shown(k) for k in unexpected])]
     if problems:
         raise ConfigError(
             f"--weights {source}: do not fit {network.name}: {'; '.join(problems)}; give the weights of this network"
@@ -217,11 +240,33 @@ def _check_shapes(network: Network, given: StateDict, own: StateDict, source: st
         raise ConfigError(f"--weights {source}: do not fit {network.name}: {'; '.join(_problem('other shape', wrong))}")
 
 
+def _check_types(network: Network, given: StateDict, own: StateDict, source: str) -> None:
+    """Others become numbers, too, but not those that were learned: int8 lacks its scale, complex loses a part."""
+    wrong = [
+        f"{_shown(k)} is {v.dtype}"
+        for k, v in given.items()
+        if v.dtype not in _FLOATING
+        and (own[k].is_floating_point() if k in own else v.is_floating_point() or v.is_complex())
+    ]
+    if wrong:
+        raise ConfigError(
+            f"--weights {source}: do not fit {network.name}: {'; '.join(_problem('other type', wrong))}; "
+            "save them in float32, float16 or bfloat16"
+        )
+
+
 def _problem(what: str, keys: list[str]) -> list[str]:
     if not keys:
         return []
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return [f"{what} {', '.join(keys[:_SHOWN])}{more}"]
+
+
+def _shown(name: object) -> str:
+    """A name from a file, as a message can hold it."""
+    text = name if isinstance(name, str) else name.name if isinstance(name, Unread) else repr(name)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= _SHOWN_NAME else f"{text[:_SHOWN_NAME]}…"
 
 
 def random_state(network: Network, seed: int, settings: Settings) -> dict[str, Tensor]:
@@ -243,7 +288,8 @@ def content_sha256(state: StateDict) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    line = " ".join(str(error).split())[:200]
+    return line if line.isprintable() else ascii(line)[1:-1]
 
 
 def is_finite(tensor: Tensor) -> bool:

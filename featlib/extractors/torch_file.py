@@ -14,6 +14,7 @@ from featlib.extractors.torch_pickle import StoredStorage, StoredTensor, TorchFi
 
 _ZIP = b"PK\x03\x04"  # by these torch tells its formats apart
 _SEE_ZIP64 = 0xFFFFFFFF
+_SHOWN = 40  # characters of what stands in a file, in a message
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the older format
 
 
@@ -99,8 +100,12 @@ def _archive(data: bytes) -> TorchFile:
 
     def read(name: str) -> bytes:
         info = members[name]
-        info.CRC = None  # type: ignore[assignment]  # torch.save can be told to write none
-        return archive.read(info)
+        if not info.CRC:
+            info.CRC = None  # type: ignore[assignment]  # torch.save can be told to write none, which is 0
+        try:
+            return archive.read(info)
+        except zipfile.BadZipFile as error:
+            raise TorchFileError(f"damaged archive ({_line(error)}); get it anew") from None
 
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -108,6 +113,8 @@ def _archive(data: bytes) -> TorchFile:
     folder = pickles[0].removesuffix("data.pkl")
     content = TorchPickle(io.BytesIO(read(pickles[0]))).run()
     order = read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
+    if order not in (b"little", b"big"):
+        raise TorchFileError(f"damaged archive (its byte order is {ascii(order)[1:_SHOWN]}); get it anew")
     return TorchFile(content, lambda key: read(f"{folder}data/{key}"), order == b"big")
 
 

@@ -2,8 +2,9 @@
 
 A pickle is a program. torch's reader, even when it is held to weights, calls functions for it that fill memory of any
 size: a copy of a tensor that was expanded from one number, the set of its rows. Here the program makes lists, tuples,
-dicts, numbers and strings and nothing else. Of a tensor it is noted where in the file it lies; any other call leaves a
-mark in place of its result. So a pickle costs what it is long, and at most ``_MOST_STEPS`` small objects.
+dicts, numbers and strings and nothing else. Of a tensor it is noted where in the file it lies; any other call, for what
+a training keeps beside its weights, leaves a mark in place of its result, and what is put into it is dropped. No class
+is even looked up. So a pickle costs what it is long, and at most ``_MOST_STEPS`` small objects.
 """
 
 import io
@@ -61,15 +62,6 @@ _OTHER_TENSORS = (
     "torch._utils._rebuild_sparse_tensor",
     "torch._utils._rebuild_wrapper_subclass",
 )
-_VALUES = (  # what may stand in a checkpoint beside its weights, and is not looked at
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "complex", "bytearray")),
-    "_codecs.encode",
-    "collections.Counter",
-    "torch.Size",
-    "torch.device",
-    "torch.serialization._get_layout",
-)
-_KNOWN = frozenset((_ORDERED, _TYPED, *_REBUILDS, *_OTHER_TENSORS, *_TENSOR_TYPES, *_VALUES, *_STORAGE_TYPES, *_DTYPES))
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = frozenset(("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"))
@@ -129,6 +121,9 @@ class Unread:
     @property
     def is_tensor(self) -> bool:
         return self.name in (_TYPED, *_REBUILDS, *_OTHER_TENSORS)
+
+
+_OTHER_KEY = Unread("a key that is no name")
 
 
 @dataclass(frozen=True)
@@ -200,9 +195,11 @@ class TorchPickle:
             case "SETITEMS":
                 self._set_items(self._marked())
             case "GLOBAL":
-                stack.append(_known(argument))
+                stack.append(_Name(argument.replace(" ", ".", 1)))
             case "BINPERSID":
-                stack.append(self._storage(stack.pop()))
+                stack.append(self._by_key(stack.pop()))
+            case "NEWOBJ":
+                stack.append(_made(*self._popped(2)))
             case "REDUCE":
                 function, arguments = self._popped(2)
                 stack.append(self._call(function, arguments))
@@ -226,12 +223,16 @@ class TorchPickle:
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
+        if isinstance(target, Unread):
+            return
         if not isinstance(target, list):
             raise TypeError("a pickle appends to what is no list")
         target.extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
+        if isinstance(target, Unread):
+            return
         if not isinstance(target, dict):
             raise TypeError("a pickle sets keys of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -245,7 +246,8 @@ class TorchPickle:
         elif not isinstance(target, Unread):
             raise TypeError("a pickle sets the state of what has none")
 
-    def _storage(self, told: Any) -> StoredStorage:
+    def _by_key(self, told: Any) -> StoredStorage | _Name:
+        """What stands outside the pickle: a storage, or, before torch 1.6, the class of a module with its source."""
         match told:
             case ("storage", _Name(kind), str(key), _, int(length), *view) if kind in _STORAGE_TYPES:
                 dtype = _STORAGE_TYPES[kind]
@@ -255,12 +257,17 @@ class TorchPickle:
                         return StoredStorage(dtype, key, start, part)
                     case [] | [None] if _are_sizes(length):
                         return StoredStorage(dtype, key, 0, length)
+            case ("module", _Name() as kind, *_):
+                return kind
+            case ("storage", _Name(kind), *_) if kind not in _STORAGE_TYPES:
+                raise TorchFileError(
+                    f"holds {ascii(kind)[:_SHOWN]}, which no state dict has; save model.state_dict() alone"
+                )
         raise TorchFileError("not a readable state dict (a storage is none)")
 
     def _call(self, function: Any, arguments: Any) -> object:
         """The result where it is a tensor of the file or a dict, else a mark."""
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise TypeError("a pickle calls what is no function")
+        mark = _made(function, arguments)
         if function.name == _ORDERED:
             return self._ordered(arguments)
         match function.name, arguments:
@@ -270,7 +277,7 @@ class TorchPickle:
                 found = _rebuilt(inner, values)
             case name, values:
                 found = _rebuilt(name, values)
-        return found or Unread(function.name)
+        return found or mark
 
     def _ordered(self, arguments: tuple[Any, ...]) -> OrderedDict[Any, Any]:
         """Empty, or of a list of pairs, as Python 2 wrote it."""
@@ -291,18 +298,15 @@ class TorchPickle:
         return result
 
 
-def _known(argument: str) -> _Name:
-    name = argument.replace(" ", ".", 1)
-    if name not in _KNOWN:
-        raise TorchFileError(f"holds {ascii(name)[:_SHOWN]}, which no state dict has; save model.state_dict() alone")
-    return _Name(name)
+def _made(function: Any, arguments: Any) -> Unread:
+    if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+        raise TypeError("a pickle calls what is no function")
+    return Unread(function.name)
 
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keys are plain: the hash of a tuple can take for ever."""
-    if not (key is None or isinstance(key, str | int | float)):
-        raise TorchFileError("holds a dict whose keys are no names or numbers; save model.state_dict() alone")
-    target[key] = value
+    """Keys are plain, and all others are one mark: the hash of a tuple can take for ever."""
+    target[key if key is None or isinstance(key, str | int | float) else _OTHER_KEY] = value
 
 
 def _rebuilt(name: str, values: tuple[Any, ...]) -> StoredTensor | None:

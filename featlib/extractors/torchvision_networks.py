@@ -71,7 +71,8 @@ def _pretrained(entry: Any, kind: Kind) -> Pretrained:
     )
     mean, std = tuple(preset.mean), tuple(preset.std)
     categories = tuple(entry.meta["categories"] or ())  # VGG16's IMAGENET1K_FEATURES have no classes
-    return Pretrained(entry.name, str(entry), entry.url, InputSpec(kind, pixels, mean, std), categories)
+    reads = InputSpec(kind, pixels, mean, std)
+    return Pretrained(entry.name, str(entry), entry.url, reads, categories, has_hash_in_name=True)
 
 
 def _vit_settings(side: int, from_file: bool) -> Settings:

@@ -49,7 +49,7 @@ def flow_network(name: str) -> Network:
         source="torchvision",
         kind="frame",
         sampling=FrameSampling("all"),
-        pretrained=tuple(Pretrained(entry.name, str(entry), entry.url, _INPUT) for entry in weights),
+        pretrained=tuple(Pretrained(w.name, str(w), w.url, _INPUT, has_hash_in_name=True) for w in weights),
         default=weights.DEFAULT.name,
         constructor=torchvision.models.get_model_builder(name),
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from featlib.config import MOST_TCN_BLOCKS, POOLED_HEADS, Fuse, Head, Loss
 from featlib.errors import ConfigError, MediaError
+from featlib.extractors.metadata import header_text
 from featlib.heads.modules import TCN, Attention, Classifier, Embedding, Mean, Recurrent
 from featlib.heads.pooling import Floats
 from featlib.heads.training import padded
@@ -214,8 +215,7 @@ def from_bytes(data: bytes, source: str) -> TrainedHead:
 
 def _read_spec(data: bytes, source: str) -> HeadSpec:
     try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length]) if length < len(data) else {}
+        header = json.loads(header_text(data))
         text = header.get("__metadata__", {}).get(_ENTRY)
         if text is None:
             raise ConfigError(f"--head {source}: is no head that featlib train wrote; give its folder or {HEAD_FILE}")

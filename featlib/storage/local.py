@@ -6,8 +6,9 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from featlib.errors import ConfigError, StoppedError
@@ -92,9 +93,19 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def delete(paths: Iterable[str], root: str) -> None:
-    """Removes files, and the folders below ``root`` that this leaves empty."""
+def delete(paths: Sequence[str], root: str) -> None:
+    """Removes files, and the folders below ``root`` that this leaves empty.
+
+    Raises:
+        ConfigError: One lies behind a link below ``root``, perhaps among somebody's other files; none is removed.
+    """
     folders = set()
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        if _is_behind_link(folder, root):
+            raise ConfigError(
+                f"{folder}: a link leads there, and behind links below {root} nothing is removed; put the folder "
+                "itself in place of the link, or remove the link"
+            )
     for path in paths:
         try:
             os.unlink(path)
@@ -116,16 +127,29 @@ def _remove_empty(folder: str, root: str) -> None:
         folder = os.path.dirname(folder)
 
 
-def sweep(temporary_folder: str, older_than_s: float) -> None:
-    """Removes what killed processes left in ``temporary_folder``."""
+def _is_behind_link(folder: str, root: str) -> bool:
+    """Whether a link below ``root``, which itself may be one, leads to ``folder``."""
+    root = root.rstrip("/")
+    return os.path.realpath(folder) != os.path.realpath(root or "/").rstrip("/") + folder.removeprefix(root)
+
+
+def sweep(temporary_folder: str, root: str, older_than_s: float) -> None:
+    """Removes what killed processes left in ``temporary_folder``, unless a link below ``root`` leads there."""
     before = time.time() - older_than_s
-    for info in walk(temporary_folder, hidden=True):
+    if _is_behind_link(temporary_folder, root):
+        return
+    for info in walk(temporary_folder, hidden=True, follow_links=False):
         if info.modified < before:
             delete([info.key], os.path.dirname(temporary_folder))
 
 
 def walk(
-    folder: str, *, hidden: bool, max_depth: int | None = None, matches: Callable[[str], bool] | None = None
+    folder: str,
+    *,
+    hidden: bool,
+    max_depth: int | None = None,
+    matches: Callable[[str], bool] | None = None,
+    follow_links: bool = True,
 ) -> Iterator[ObjectInfo]:
     """Every file below ``folder``, in the order of its path; a missing folder has none.
 
@@ -134,22 +158,24 @@ def walk(
         hidden: Also names that start with a dot.
         max_depth: Levels to look at; None: all.
         matches: Asked with the path below ``folder``, so that only fitting files cost a stat.
+        follow_links: Also into folders that are links; ``folder`` itself may be one in any case.
 
     Raises:
         ConfigError: A folder may not be read.
     """
-    yield from _walk(folder.rstrip("/"), "", hidden, max_depth, matches or (lambda _: True), ())
+    entries = partial(_entries, hidden=hidden, follow_links=follow_links)
+    yield from _walk(folder.rstrip("/"), "", entries, max_depth, matches or (lambda _: True), ())
 
 
 def _walk(
     root: str,
     below: str,
-    hidden: bool,
+    entries: Callable[[str], list[tuple[str, bool]]],
     levels: int | None,
     matches: Callable[[str], bool],
     above: tuple[tuple[int, int], ...],
 ) -> Iterator[ObjectInfo]:
-    for name, is_folder in _entries(f"{root}/{below}", hidden):
+    for name, is_folder in entries(f"{root}/{below}"):
         path = f"{root}/{below}{name}"
         if not is_folder:
             if matches(below + name):
@@ -158,14 +184,16 @@ def _walk(
             identity = _identity(path)
             if identity is not None and identity not in above:  # a link to a folder above would never end
                 deeper = None if levels is None else levels - 1
-                yield from _walk(root, f"{below}{name}", hidden, deeper, matches, (*above, identity))
+                yield from _walk(root, f"{below}{name}", entries, deeper, matches, (*above, identity))
 
 
-def _entries(folder: str, hidden: bool) -> list[tuple[str, bool]]:
+def _entries(folder: str, *, hidden: bool, follow_links: bool) -> list[tuple[str, bool]]:
     """Names in a folder, folders with a closing ``/`` so that sorting gives the order of whole paths."""
     try:
         with os.scandir(folder) as entries:
-            found = [(f"{e.name}/", True) if e.is_dir() else (e.name, False) for e in entries]
+            found = [
+                (f"{e.name}/", True) if e.is_dir(follow_symlinks=follow_links) else (e.name, False) for e in entries
+            ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError:

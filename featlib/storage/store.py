@@ -105,10 +105,13 @@ class Store:
         return ObjectInfo(key, found.size, found.modified, found.etag)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
-        """All objects below the folder ``prefix`` (``""``: the root), asked afresh, sorted by key."""
+        """All objects below the folder ``prefix`` (``""``: the root), asked afresh, sorted by key.
+
+        The way to ``prefix`` may lead over links; folders below it that are links are left out.
+        """
         folder = self._path(prefix.rstrip("/")) if prefix.rstrip("/") else self.url
         if self.is_local:
-            found = self._local("list", folder, lambda: list(local.walk(folder, hidden=True)))
+            found = self._local("list", folder, lambda: list(local.walk(folder, hidden=True, follow_links=False)))
         else:
             found = self._remote("list", folder, lambda: list(s3.listing(folder + "/", self.options)))
         start = len(self.url.rstrip("/")) + 1
@@ -116,7 +119,11 @@ class Store:
         return sorted((i for i in keyed if not i.key.startswith(TEMPORARY_KEY + "/")), key=lambda info: info.key)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects; those that are not there are no error. Folders left empty go too."""
+        """Removes objects; those that are not there are no error. Folders left empty go too.
+
+        Raises:
+            ConfigError: A link below the root leads to one of them; then none is removed.
+        """
         paths = [self._path(key) for key in keys]
         if self.is_local:
             self._local("delete below", self.url, lambda: local.delete(paths, self.url))
@@ -126,7 +133,7 @@ class Store:
     def sweep_temporary(self, older_than_s: float = 86_400.0) -> None:
         """Removes what processes killed in the middle of a local put left behind; S3 puts leave nothing."""
         if self.is_local:
-            self._local("sweep", self.url, lambda: local.sweep(self._path(TEMPORARY_KEY), older_than_s))
+            self._local("sweep", self.url, lambda: local.sweep(self._path(TEMPORARY_KEY), self.url, older_than_s))
 
     def arrow(self) -> tuple[Any, str]:
         """A picklable ``pyarrow.fs.FileSystem`` without keys in it, and the path of the root in it."""

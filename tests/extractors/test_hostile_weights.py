@@ -14,6 +14,7 @@ import torch
 from torchvision.models import resnet18
 
 from featlib.errors import ConfigError
+from featlib.extractors import metadata, state_dict
 from tests.extractors.weight_files import SQUEEZENET, Trap, resolved, saved
 
 
@@ -75,6 +76,21 @@ def test_a_file_that_claims_a_million_million_numbers_costs_no_memory(tmp_path: 
     with pytest.raises(ConfigError, match=r"w\.") as caught:
         resolved("squeezenet1_1", path)
     assert "allocate" not in str(caught.value), "the memory for it was asked for"
+
+
+def test_a_long_header_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON it takes many times the memory, and safetensors would take a hundred million bytes."""
+
+    def read(text: bytes) -> dict[str, Any]:
+        raise AssertionError(f"{len(text)} bytes were read")
+
+    path = tmp_path / "w.safetensors"
+    header = b'{"a":[' + b"[]," * 3_500_000 + b"[]]}"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    monkeypatch.setattr(metadata.json, "loads", read)
+    monkeypatch.setattr(state_dict.safetensors.torch, "load", read)
+    with pytest.raises(ConfigError, match=r"its header has 10500010 bytes, at most 10000000 are read"):
+        resolved("squeezenet1_1", path)
 
 
 def test_a_file_that_unpacks_to_more_than_it_is_long_is_refused(tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """Files of ``torch.save``: the same as torch reads, whatever stands beside the weights, and no memory for what asks."""
 
+import argparse
+import datetime
 import io
 import json
 import pickle
+import random
 import struct
 import subprocess
 import sys
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +24,7 @@ from featlib.errors import ConfigError
 from featlib.extractors import torch_pickle
 from featlib.extractors.state_dict import read_state_dict
 from featlib.extractors.torch_file import read_torch_file
-from featlib.extractors.torch_pickle import TorchFileError, Unread
+from featlib.extractors.torch_pickle import TorchFileError, TorchPickle, Unread
 
 _HEADROOM = 1 << 30  # bytes that a child may take beyond torch itself
 _ROWS = 1_000_000_000
@@ -164,18 +169,52 @@ def test_a_file_of_python_2_and_a_view_of_a_storage() -> None:
         read_state_dict(row_of_pickles(_Calls(OrderedDict, pairs), {"7": numbers}), "w.pth")
 
 
+def rewritten(data: bytes, changed: Mapping[str, bytes]) -> bytes:
+    """The archive with other bytes in the members that are called so."""
+    other = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(other, "w") as copy:
+        for info in archive.infolist():
+            copy.writestr(info.filename, changed.get(info.filename.rpartition("/")[2], archive.read(info)))
+    return other.getvalue()
+
+
 def test_a_file_of_a_machine_of_the_other_byte_order() -> None:
     state = {"a": torch.arange(6.0), "b": torch.arange(3)}
     turned = {
         "a": torch.from_numpy(state["a"].numpy().byteswap()),
         "b": torch.from_numpy(state["b"].numpy().byteswap()),
     }
-    other = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved(turned))) as archive, zipfile.ZipFile(other, "w") as rewritten:
-        for info in archive.infolist():
-            is_order = info.filename.endswith("/byteorder")
-            rewritten.writestr(info.filename, b"big" if is_order else archive.read(info))
-    assert same(read_state_dict(other.getvalue(), "w.pth").tensors, state)
+    assert same(read_state_dict(rewritten(saved(turned), {"byteorder": b"big"}), "w.pth").tensors, state)
+
+
+@pytest.mark.parametrize("order", [b"BIG", b"", b"big\n", b"\x1b[2J" * 100])
+def test_a_byte_order_that_is_none_is_refused(order: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"w\.pth: damaged archive \(its byte order is ") as caught:
+        read_state_dict(rewritten(saved({"a": torch.ones(1)}), {"byteorder": order}), "w.pth")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "byteorder", "data/0"])
+def test_a_flipped_bit_is_seen(member: str) -> None:
+    data = saved({"a": torch.arange(1000.0)})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        at = data.index(archive.read(f"archive/{member}"))
+    flipped = data[: at + 3] + bytes([data[at + 3] ^ 0x40]) + data[at + 4 :]
+    with pytest.raises(ConfigError, match=rf"w\.pth: damaged archive \(Bad CRC-32 for file 'archive/{member}'\)"):
+        read_state_dict(flipped, "w.pth")
+
+
+def test_a_file_that_was_written_without_checksums_is_read() -> None:
+    state = {"a": torch.arange(10.0)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = saved(state)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert {info.CRC for info in archive.infolist()} == {0}
+    assert same(read_state_dict(data, "w.pth").tensors, state)
 
 
 @pytest.mark.parametrize(
@@ -281,12 +320,66 @@ def test_more_things_than_a_state_dict_has_are_refused(monkeypatch: pytest.Monke
         read_torch_file(saved([[] for _ in range(1001)]))
 
 
-def test_keys_whose_hash_takes_long_are_refused() -> None:
-    key: tuple[object, ...] = ()
-    for _ in range(12):
-        key = (key, key)
-    with pytest.raises(ConfigError, match=r"w\.pth: holds a dict whose keys are no names or numbers"):
-        read_state_dict(saved({"a": {key: 1}}), "w.pth")
+def test_keys_are_not_hashed_for_ever() -> None:
+    """Python would look at each of its two to the power of a hundred parts: a tuple does not keep its hash."""
+    key = b")" + b"q\x00h\x00\x86" * 100
+    told: Any = TorchPickle(io.BytesIO(b"\x80\x02}" + key + b"K\x01s.")).run()
+    assert list(told.values()) == [1]
+
+
+@pytest.mark.parametrize("key", [(0, 1), b"a"])
+def test_what_is_no_name_is_none_in_a_state_dict_either(key: object) -> None:
+    state = {"w": torch.ones(2)}
+    assert same(read_state_dict(saved({"state_dict": state, "sizes": {key: 2}}), "w.pth").tensors, state)
+    with pytest.raises(ConfigError, match=r"w\.pth: 'a key that is no name' is not a tensor"):
+        read_state_dict(saved({**state, key: torch.ones(2)}), "w.pth")
+
+
+class _Own:
+    """A class of somebody's training, of which the reader has nothing."""
+
+    def __init__(self) -> None:
+        self.weight, self.names = torch.ones(2), ["a"]
+
+
+class _OwnDict(dict[str, int]):
+    pass
+
+
+class _OwnList(list[int]):
+    pass
+
+
+BESIDE: dict[str, object] = {
+    "arguments": argparse.Namespace(lr=0.1, names=["a"], more=argparse.Namespace(x=1)),
+    "number": np.float64(0.7),
+    "numbers": np.zeros(3),
+    "random": (np.random.get_state(), random.getstate()),
+    "defaults": defaultdict(float, a=1.0),
+    "queue": deque([1, 2]),
+    "path": Path("a"),
+    "when": datetime.datetime(2026, 1, 1),
+    "frozen": frozenset([1]),
+    "range": range(3),
+    "own": [_Own(), _OwnDict(a=1, b=2), _OwnList([1, 2])],
+    "module": nn.Linear(1, 1),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_a_training_keeps_beside_its_weights_is_not_read(name: str, zipped: bool) -> None:
+    state = {"w": torch.ones(2)}
+    data = saved({"state_dict": state, "beside": BESIDE[name]}, zipped)
+    assert same(read_state_dict(data, "w.pth").tensors, state)
+    with pytest.raises(ConfigError, match=r"w\.pth: 'beside' is not a tensor; save model\.state_dict\(\) alone"):
+        read_state_dict(saved({**state, "beside": BESIDE[name]}, zipped), "w.pth")
+
+
+def test_a_whole_module_is_no_state_dict() -> None:
+    for content in (nn.Linear(2, 2), {"model": nn.Linear(2, 2)}, {"state_dict": defaultdict(float)}):
+        with pytest.raises(ConfigError, match=r"w\.pth: .*save model\.state_dict\(\)"):
+            read_state_dict(saved(content), "w.pth")
 
 
 def test_a_packed_member_is_not_unpacked() -> None:
@@ -301,7 +394,9 @@ def test_a_packed_member_is_not_unpacked() -> None:
 
 
 def test_names_in_a_message_are_short_and_on_one_line() -> None:
+    name = b"cos\n\x1b[2J" + b"x" * 1000 + b"\n"
+    told = b"".join(map(pickled, (0x1950A86A20F9469CFC6C, 1001, {})))
     with pytest.raises(ConfigError, match=r"holds 'os.*which no state dict has") as caught:
-        read_state_dict(b"cos\n\x1b[2J" + b"x" * 1000 + b"\n.", "w.pth")
+        read_state_dict(told + b"\x80\x02(X\x07\0\0\0storage" + name + b"X\1\0\0\0kX\1\0\0\0cK\1tQ.", "w.pth")
     assert len(str(caught.value)) < 200
     assert str(caught.value).isprintable()

@@ -15,9 +15,11 @@ from torchvision.models import densenet121, googlenet, mnasnet0_5, resnet18, squ
 from featlib.config import ModelConfig
 from featlib.errors import ConfigError
 from featlib.extractors import registry, weights
+from featlib.extractors.network import own_network
 from featlib.extractors.resolve import ResolvedModel, resolve
-from featlib.extractors.state_dict import is_finite
+from featlib.extractors.state_dict import RawState, is_finite, read_state_dict, usable
 from featlib.extractors.weights import WeightsChoice, payload, resolve_weights
+from tests.extractors.tiny_networks import tiny
 from tests.extractors.weight_files import OPTIONS, SQUEEZENET, Trap, resolved, saved
 
 
@@ -125,6 +127,79 @@ def test_half_precision_files_become_float32(tmp_path: Path, squeezenet: nn.Modu
     state = {k: v.half() for k, v in squeezenet.state_dict().items()}
     got = tensors(resolved("squeezenet1_1", saved(tmp_path / "w.pth", state)))
     assert {v.dtype for v in got.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e8m0fnu, torch.float8_e5m2],
+)
+@pytest.mark.parametrize("name", ["features.0.weight", "classifier.1.bias"])
+def test_numbers_that_are_not_the_weights_themselves_are_refused(
+    tmp_path: Path, squeezenet: nn.Module, dtype: torch.dtype, name: str
+) -> None:
+    state = squeezenet.state_dict()
+    path = saved(tmp_path / "w.pth", {**state, name: state[name].abs().to(dtype)})
+    with pytest.raises(ConfigError, match=rf"other type {name} is {dtype}; save them in float32"):
+        resolved("squeezenet1_1", path)
+
+
+def test_complex_numbers_under_an_old_name_are_refused(tmp_path: Path) -> None:
+    """It becomes today's name only when the network loads it."""
+    old = {k.replace("mlp.0", "mlp.linear_1"): v for k, v in vit_b_32(num_classes=2).state_dict().items()}
+    old = {k: v.to(torch.complex64) if "linear_1" in k else v for k, v in old.items()}
+    with pytest.raises(ConfigError, match=r"mlp\.linear_1\.weight is torch\.complex64"):
+        resolved("vit_b_32", saved(tmp_path / "w.pth", old))
+
+
+def test_an_old_name_beside_todays_is_refused(tmp_path: Path) -> None:
+    """Which of the two were meant?"""
+    state = {"conv1.bias": torch.zeros(1), "features.0.bias": torch.ones(1)}
+    for given in (state, dict(reversed(state.items()))):
+        with pytest.raises(ConfigError, match=r"holds conv1\.bias of c3d twice, once as \w.*; remove the one"):
+            usable(registry.network("c3d"), RawState(given, {}), "w.pth")
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("x\nfeatlib: all is well\x1b[2J\x9b31m", r"x\nfeatlib: all is well\x1b[2J\x9b31m"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("y" * 900, "y" * 80 + "…"),
+        ("Schicht-ü", "Schicht-ü"),
+    ],
+)
+def test_names_in_a_file_are_shown_on_one_short_line(
+    tmp_path: Path, squeezenet: nn.Module, name: str, shown: str, form: str
+) -> None:
+    path, state = tmp_path / f"w.{form}", {**squeezenet.state_dict(), name: torch.ones(1)}
+    torch.save(state, path) if form == "pth" else safetensors.torch.save_file(state, path)
+    with pytest.raises(ConfigError) as caught:
+        resolved("squeezenet1_1", path)
+    assert f"unknown {shown};" in str(caught.value)
+    for content in ({name: 3}, {name: torch.zeros(1).expand(1_000_000)}, {name: torch.ones(2).to_sparse()}):
+        with pytest.raises(ConfigError) as caught:
+            resolved("squeezenet1_1", saved(tmp_path / "o.pth", content))
+        assert shown in str(caught.value)
+        assert str(caught.value).isprintable()
+
+
+def test_a_name_is_as_long_as_a_layers_may_be(tmp_path: Path, squeezenet: nn.Module) -> None:
+    longest = {**squeezenet.state_dict(), "y" * 1000: torch.ones(1)}
+    with pytest.raises(ConfigError, match="unknown yyy"):
+        resolved("squeezenet1_1", saved(tmp_path / "w.pth", longest))
+    with pytest.raises(ConfigError, match="yyy… has 1001 characters, a layer's name at most 1000"):
+        resolved("squeezenet1_1", saved(tmp_path / "w.pth", {"y" * 1001: torch.ones(1)}))
+
+
+def test_prefixes_are_undone_some_times_and_not_for_ever(tmp_path: Path) -> None:
+    """Each costs a walk over all names, and a file of names that are nothing else holds very many."""
+    deep = {"module." * 8 + "a": torch.ones(1)}
+    assert list(read_state_dict(saved(tmp_path / "w.pth", deep).read_bytes(), "w").tensors) == ["a"]
+    deeper = {"module." * 100 + "a": torch.ones(1)}
+    assert list(read_state_dict(saved(tmp_path / "w.pth", deeper).read_bytes(), "w").tensors) == ["module." * 92 + "a"]
+    with pytest.raises(ConfigError, match=r"module\.mod… has 7001 characters"):
+        read_state_dict(saved(tmp_path / "w.pth", {"module." * 1000 + "a": torch.ones(1)}).read_bytes(), "w")
 
 
 def test_old_densenet_names_and_files_without_versions(tmp_path: Path) -> None:
@@ -270,6 +345,26 @@ def test_published_weights_come_from_the_cache_and_are_recognised_by_hash(
     cached.parent.mkdir(parents=True)
     path.rename(cached)
     assert weights.read_weights(network, WeightsChoice(pretrained=mine), OPTIONS).sha256 == sha256
+
+
+def test_files_of_one_name_at_two_places_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    for author in ("alice", "bob"):
+        (tmp_path / author).mkdir()
+        path = saved(tmp_path / author / "model.pth", {"a": torch.full((1,), len(author))})
+        network = own_network(author, nn.Identity, tiny.default_pretrained.input, url=path.as_uri())
+        for _ in range(2):  # the second time from the cache
+            file = weights.read_weights(network, resolve_weights(network, "default"), OPTIONS)
+            assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(list(weights.cache_path(network.default_pretrained).parent.iterdir())) == 2
+
+
+def test_a_date_in_the_name_of_ones_own_file_is_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    path = saved(tmp_path / "tiny-20240115.pth", {"a": torch.ones(1)})
+    network = own_network("own", nn.Identity, tiny.default_pretrained.input, url=path.as_uri())
+    assert network.default_pretrained.hash_prefix == ""
+    assert weights.read_weights(network, resolve_weights(network, "default"), OPTIONS).data == path.read_bytes()
 
 
 def test_payload_is_read_again_in_another_process_and_must_be_the_same(

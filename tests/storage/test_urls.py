@@ -80,6 +80,15 @@ def test_no_message_of_an_error_shows_a_key(kind: type[FeatlibError]) -> None:
     assert "SECRET" not in repr(error)
 
 
+@pytest.mark.parametrize("before", [0, 9_000, 9_990, 9_995, 10_000, 1_000_000])
+def test_a_message_without_end_is_cut_behind_its_keys(before: int) -> None:
+    error = ConfigError(f"{'x' * before} s3://KEY:{'SECRET' * 10}@b/w.pth" + "y" * 20_000)
+    assert len(str(error)) == 10_001
+    assert "SEC" not in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(ConfigError("z" * 10_000)) == "z" * 10_000
+
+
 def test_redact_blots_out_keys() -> None:
     shown = redact("GET s3://KEY:SECRET@bucket/a and http://h/a?X-Amz-Signature=abc&x=1&AWSAccessKeyId=AKIA failed")
     assert shown == "GET s3://***@bucket/a and http://h/a?*** failed"
@@ -128,6 +137,16 @@ def test_every_shape_of_a_key_is_blotted_out_and_known_for_one(text: str, shown:
 )
 def test_what_is_no_key_is_shown_and_taken(text: str) -> None:
     assert redact(text) == text
+    assert not holds_key(text)
+
+
+@pytest.mark.parametrize("part", ["//a:", "//", "/", "//a", "//:a", "a@", "//a:b?c&", "&a=", "https://"])
+def test_a_long_text_is_searched_once_and_not_from_each_of_its_slashes(part: str) -> None:
+    """Where it would be, these were the work of hours."""
+    text = part * (4_000_000 // len(part))
+    assert redact(f"{text} s3://KEY:SECRET@bucket/a").endswith(" s3://***@bucket/a")
+    assert "SECRET" not in redact(f"{text}//KEY:SECRET@bucket/a")
+    assert holds_key(f"{text} s3://KEY:SECRET@bucket/a")
     assert not holds_key(text)
 
 
