@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featlib.media import gaps
 from featlib.media.gaps import filled
 from featlib.media.times import NO_PTS
 from tests.media.conftest import WHOLE, decode, want
@@ -66,6 +67,16 @@ def test_a_variable_rate_stays_one() -> None:
 )
 def test_too_little_is_known(given: list[int]) -> None:
     assert filled(np.array(given)) is None
+
+
+def test_in_a_wild_order_no_time_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two recordings, the later one first."""
+    looked_at: list[object] = []
+    monkeypatch.setattr(gaps, "_slots", lambda *given: looked_at.append(given))
+    for half in (18, 65, 4000):
+        times = np.r_[half : 2 * half, :half] * 3600
+        assert filled(np.where(np.arange(2 * half) == 3, NO_PTS, times)) is None
+    assert not looked_at
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["in order", "reordered"])
