@@ -13,7 +13,7 @@ from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
 from featlib.media.envelope import missing_bytes
 from featlib.media.fields import SecondFields
-from featlib.media.gaps import filled
+from featlib.media.gaps import MOST_DELAYED, filled, is_wild
 from featlib.media.open import AV_ERRORS, OpenVideo, said
 from featlib.media.source import Source
 from featlib.media.times import NO_PTS, Bools, FrameTimes, Int64s
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-_MOST_REORDERED = 64  # H.264 and HEVC reorder at most 16 frames; anything wilder is a broken or spliced time line
 
 
 @dataclass(frozen=True)
@@ -220,14 +218,15 @@ def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:
 def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
     """Frames told apart by pts; falls back to counting where these are repeated, wild, or fewer than two are known."""
     shown = _without_leading(packets, np.flatnonzero(packets.num_frames > 0))
+    if not len(shown):
+        raise MediaError("no_frames", "the file opens, but none of its frames lies behind a keyframe")
     known = packets.pts[shown]
     ticks = filled(known) if (known == NO_PTS).any() else known
     if ticks is None:
         return _counted_at_rate(video, packets, packets.pts, cut)
     place = np.argsort(ticks, kind="stable")
-    moved = np.abs(np.argsort(place) - np.arange(len(shown)))
     order, pts = shown[place], ticks[place]
-    if (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
+    if (np.diff(pts) <= 0).any() or is_wild(ticks) or _begins_again(packets):
         return _counted_at_rate(video, packets, packets.pts, cut)
     end_pts = _end_pts(video, packets, pts, int(packets.duration[order[-1]]))
     times = FrameTimes(pts, end_pts, packets.is_key[order], _time_base(video))
@@ -271,13 +270,28 @@ def _frame_s(video: OpenVideo, packets: Packets) -> Fraction:
 
 
 def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
-    """Leaves out what no decoder can show: frames before the first keyframe of a stream cut out of a longer one."""
+    """Leaves out what no decoder can show: frames before the first keyframe of a stream cut out of a longer one.
+
+    Of those that are decoded behind it only the next few: what comes later and is shown before belongs to a time line
+    that jumps back. A keyframe that an edit leaves out has none.
+    """
     keys = np.flatnonzero(packets.is_key)
-    if not len(keys) or packets.pts[keys[0]] == NO_PTS:
+    if not len(keys):
+        return shown
+    first, stop = int(keys[0]), int(np.append(keys, len(packets.pts))[1])
+    shown = shown[shown >= first]
+    if packets.pts[first] == NO_PTS or not packets.num_frames[first]:
         return shown
     pts = packets.pts[shown]
-    kept: Int64s = shown[(shown >= keys[0]) & ((pts >= packets.pts[keys[0]]) | (pts == NO_PTS))]
+    is_behind = shown >= min(stop, first + MOST_DELAYED)
+    kept: Int64s = shown[is_behind | (pts >= packets.pts[first]) | (pts == NO_PTS)]
     return kept
+
+
+def _begins_again(packets: Packets) -> bool:
+    """Whether a keyframe is both decoded and shown before the one before it, as where recordings are joined."""
+    keys = np.flatnonzero(packets.is_key & (packets.pts != NO_PTS) & (packets.dts != NO_PTS))
+    return bool(((np.diff(packets.pts[keys]) < 0) & (np.diff(packets.dts[keys]) < 0)).any())
 
 
 def _end_pts(video: OpenVideo, packets: Packets, pts: Int64s, duration: int) -> int:

@@ -154,6 +154,51 @@ def test_a_spliced_time_line_falls_back_to_counting(tmp_path: Path) -> None:
     assert [round(b - a, 9) for a, b in pairwise(starts)] == [0.05] * 19
 
 
+@pytest.mark.parametrize("kind", ["mpg", "flv"])
+@pytest.mark.parametrize(("frames", "start"), [(40, 200), (40, 800), (10, 200)])
+def test_a_time_line_that_jumps_back_keeps_both_recordings(tmp_path: Path, kind: str, frames: int, start: int) -> None:
+    """The second recording begins before the first one, and no time comes twice."""
+    codec, options = ("libx264", {"x264-params": "scenecut=0:open-gop=0"}) if kind == "flv" else ("mpeg2video", {})
+    first, second = (
+        write_video(tmp_path / f"{at}.{kind}", codec=codec, rate=Fraction(25), frames=frames, options=options, start=at)
+        for at in (start, 0)
+    )
+    both = tmp_path / f"both.{kind}"
+    both.write_bytes(first.read_bytes() + second.read_bytes()[13 if kind == "flv" else 0 :])  # its header comes once
+    result, plain = decode(both), decoded(both)
+    assert (result.status, len(result.clips["m"]), len(plain)) == ("ok", 2 * frames, 2 * frames)
+    assert np.diff([clip.start_s for clip in result.clips["m"]]) == pytest.approx(1 / 25)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], plain))
+
+
+def _patched(path: Path, to: Path, box: bytes, at: int, value: int) -> Path:
+    """A copy of an MP4 in which 32 bits, counted from the name of a box, are ``value``."""
+    data = bytearray(path.read_bytes())
+    at += data.index(box)
+    data[at : at + 4] = value.to_bytes(4, "big")
+    to.write_bytes(data)
+    return to
+
+
+def test_a_keyframe_that_an_edit_leaves_out_may_have_any_time(tmp_path: Path) -> None:
+    """Its offset in ``ctts`` is damaged: all frames are shown before it, says the table, and the edit ends there."""
+    whole = write_video(tmp_path / "a.mp4", b_frames=2, options={"x264-params": "scenecut=0:open-gop=0:b-adapt=0"})
+    path = _patched(whole, tmp_path / "b.mp4", b"ctts", 16, 1_001_024)
+    result, plain = decode(path), decoded(path)
+    assert (result.status, len(result.clips["m"]), len(plain)) == ("ok", 39, 39)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], plain))
+
+
+def test_frames_that_all_lie_before_the_only_keyframe_are_none(tmp_path: Path) -> None:
+    """The keyframe is the last frame, and an edit leaves it out."""
+    path = write_video(tmp_path / "a.mp4", codec="mpeg4")
+    for box, at, value in ((b"stss", 8, 1), (b"stss", 12, 40), (b"elst", 12, 1900)):
+        _patched(path, path, box, at, value)
+    result = decode(path)
+    assert (result.status, result.error_class) == ("failed", "no_frames")
+    assert result.error_message == "the file opens, but none of its frames lies behind a keyframe"
+
+
 def test_sound_beside_the_picture_changes_nothing(tmp_path: Path, videos: dict[str, Path]) -> None:
     options = {"x264-params": "scenecut=0:open-gop=0"}
     loud = write_video(tmp_path / "loud.mkv", b_frames=2, options=options, audio=True)
