@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+_MOST_TICKS = 1 << 62
+
 
 @dataclass(frozen=True)
 class Packets:
@@ -229,7 +231,7 @@ def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
     if (np.diff(pts) <= 0).any() or is_wild(ticks) or _begins_again(packets):
         return _counted_at_rate(video, packets, packets.pts, cut)
     end_pts = _end_pts(video, packets, pts, int(packets.duration[order[-1]]))
-    times = FrameTimes(pts, end_pts, packets.is_key[order], _time_base(video))
+    times = _told_apart(pts, end_pts, packets.is_key[order], _time_base(video))
     return PacketIndex(times, packets, order, False, cut)
 
 
@@ -264,9 +266,11 @@ def _frame_s(video: OpenVideo, packets: Packets) -> Fraction:
         second = np.flatnonzero(packets.is_second)
         both = packets.pts[[second - 1, second]]
         apart = np.abs(np.diff(both[:, (both != NO_PTS).all(axis=0)], axis=0))
-        if apart.any():
-            return 2 * Fraction(float(np.median(apart))) * _time_base(video)
-    return 1 / (video.stream.average_rate or video.stream.guessed_rate or Fraction(25))
+        usual = float(np.median(apart)) if apart.size else 0.0
+        if usual > 0:
+            return 2 * Fraction(usual) * _time_base(video)
+    rates = video.stream.average_rate, video.stream.guessed_rate
+    return 1 / next((rate for rate in rates if rate is not None and rate > 0), Fraction(25))  # FLV says any number
 
 
 def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
@@ -306,7 +310,9 @@ def _counted_evenly(packets: Packets, frame_s: Fraction, start_s: Fraction, cut:
     """Frame i is shown at start + i * frame_s."""
     tick_s = Fraction(1, math.lcm(start_s.denominator, frame_s.denominator))
     first, step = int(start_s / tick_s), int(frame_s / tick_s)
-    pts = first + step * np.arange(int(packets.num_frames.sum()) + 1, dtype=np.int64)
+    count = int(packets.num_frames.sum())
+    _check_ticks(first, first + step * count, step, tick_s)
+    pts = first + step * np.arange(count + 1, dtype=np.int64)
     return _counted(packets, pts[:-1], int(pts[-1]), tick_s, cut)
 
 
@@ -318,8 +324,23 @@ def _counted(packets: Packets, pts: Int64s, end_pts: int, time_base: Fraction, c
         is_key = np.array([kind == "I" for kind in packets.vop_types])
         position = np.array(display_order(packets.vop_types))
         is_key, packet_of = _placed(is_key, position), _placed(packet_of, position)
-    times = FrameTimes(pts, end_pts, is_key, time_base)
+    times = _told_apart(pts, end_pts, is_key, time_base)
     return PacketIndex(times, packets, packet_of, True, cut)
+
+
+def _told_apart(pts: Int64s, end_pts: int, is_key: Bools, time_base: Fraction) -> FrameTimes:
+    """Raises MediaError where ``_check_ticks`` does."""
+    least = min(end_pts - int(pts[-1]), int(np.diff(pts).min(initial=_MOST_TICKS)))
+    _check_ticks(int(pts[0]), end_pts, least, time_base)
+    return FrameTimes(pts, end_pts, is_key, time_base)
+
+
+def _check_ticks(first: int, end: int, least: int, time_base: Fraction) -> None:
+    """Raises MediaError where times ``least`` apart may be one as floats of seconds, or ticks overflow."""
+    most = max(abs(first), abs(end))
+    if most >= _MOST_TICKS or most >= least << 52:
+        say = f"frames lie at {float(first * time_base):g} s to {float(end * time_base):g} s"
+        raise MediaError("corrupt", f"{say}: too far from 0 for exact times")
 
 
 def _placed(values: npt.NDArray[Scalar], position: Int64s) -> npt.NDArray[Scalar]:

@@ -74,8 +74,12 @@ def field(i: int, parity: int, grey: int) -> bytes:
     return slice_.done()
 
 
-def write_fields(path: Path, frames: int, *, apart: bool) -> Path:
-    """A transport stream; the fields of a frame lie together under one time stamp, or ``apart`` under one each."""
+def write_fields(path: Path, frames: int, *, apart: bool, late: frozenset[int] = frozenset()) -> Path:
+    """A transport stream; the fields of a frame lie together under one time stamp, or ``apart`` under one each.
+
+    Args:
+        late: Frames whose first field says that it is shown with the second one.
+    """
     with av.open(str(path), "w", format="mpegts") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -86,7 +90,8 @@ def write_fields(path: Path, frames: int, *, apart: bool) -> Path:
             for place, data in enumerate((first, second) if apart else (first + second,)):
                 packet = av.Packet(data)
                 packet.stream, packet.time_base = stream, Fraction(1, 50)
-                packet.pts = packet.dts = 2 * i + place
+                packet.dts = 2 * i + place
+                packet.pts = packet.dts + (place == 0 and i in late)
                 packet.is_keyframe = i % IDR_EVERY == 0 and place == 0
                 container.mux(packet)
     return path
@@ -142,6 +147,14 @@ def test_fields_of_a_spliced_time_line_are_counted_as_frames(tmp_path: Path) -> 
     result = decode(path)
     assert (result.status, len(result.clips["m"])) == ("ok", 80)
     assert np.diff([clip.start_s for clip in result.clips["m"]]) == pytest.approx(1 / 25, abs=1e-4)
+
+
+def test_fields_that_are_shown_at_once_take_time_all_the_same(tmp_path: Path) -> None:
+    path = write_fields(tmp_path / "twice.ts", 40, apart=True, late=frozenset(range(1, 40)))
+    path.write_bytes(path.read_bytes() * 2)
+    starts = [clip.start_s for clip in decode(path).clips["m"]]
+    assert len(starts) == 80
+    assert (np.diff(starts) > 0).all()
 
 
 @pytest.mark.parametrize("sampling", ["every:8", "every:3", "uniform:4", "keyframes"])

@@ -1,5 +1,6 @@
 """Presentation times as files give them: late starts, variable rate, AVI, hidden frames, splices."""
 
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import as_avi_in_matroska, decoded, packets, picture, with_matrix, write_video
+from tests.media.make import as_avi_in_matroska, decoded, packets, picture, with_matrix, write_matroska, write_video
 
 
 def _starts(path: Path, **keys: float) -> list[float]:
@@ -197,6 +198,54 @@ def test_frames_that_all_lie_before_the_only_keyframe_are_none(tmp_path: Path) -
     result = decode(path)
     assert (result.status, result.error_class) == ("failed", "no_frames")
     assert result.error_message == "the file opens, but none of its frames lies behind a keyframe"
+
+
+_EVEN = (0, 50, 100, 150)
+
+
+@pytest.mark.parametrize(
+    ("shown", "keys"),
+    [
+        (_EVEN, {"first": 2**60}),
+        (_EVEN, {"first": 2**62}),
+        (_EVEN, {"first": 2**62, "duration": 2**63 - 1}),
+        ((0, 50, 50, 150), {"first": 2**60}),
+        ((0, 50, 50, 150), {"first": 2**40, "tick_ns": 999_999_937, "frame_ns": 33_366_667}),
+    ],
+    ids=["alike as floats", "wide", "ends beyond 64 bits", "counted", "counted in ticks beyond 64 bits"],
+)
+def test_times_too_late_to_be_exact_are_an_outcome(
+    tmp_path: Path, shown: tuple[int, ...], keys: dict[str, int]
+) -> None:
+    for sampling in ("all", "fps:1"):
+        result = decode(write_matroska(tmp_path / "a.mkv", shown, **keys), want(sampling))
+        assert (result.status, result.error_class) == ("failed", "corrupt")
+        assert "too far from 0 for exact times" in (result.error_message or "")
+
+
+def test_late_times_that_floats_keep_apart_are_kept(tmp_path: Path) -> None:
+    result = decode(write_matroska(tmp_path / "a.mkv", _EVEN, first=2**53 - 400))
+    assert result.status == "ok"
+    rows = result.clips["m"]
+    assert all(clip.start_s < clip.end_s for clip in rows)
+    assert np.diff([clip.start_s for clip in rows]) == pytest.approx(0.05, abs=0.002)
+
+
+@pytest.mark.parametrize("rate", [-25.0, -1e300, 0.0, float("nan")])
+def test_times_go_forward_whatever_rate_a_file_claims(tmp_path: Path, rate: float) -> None:
+    path = write_video(tmp_path / "a.flv", codec="flv", frames=8)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"framerate") + 10
+    data[at : at + 8] = struct.pack(">d", rate)
+    tag, tags = 13, []
+    while tag + 11 < len(data):
+        tags += [tag] * (data[tag] == 9)
+        tag += 15 + int.from_bytes(data[tag + 1 : tag + 4], "big")
+    data[tags[3] + 4 : tags[3] + 7] = data[tags[2] + 4 : tags[2] + 7]  # one time comes twice: frames are counted
+    path.write_bytes(data)
+    starts = _starts(path)
+    assert len(starts) == 8
+    assert (np.diff(starts) > 0).all()
 
 
 def test_sound_beside_the_picture_changes_nothing(tmp_path: Path, videos: dict[str, Path]) -> None:
