@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -60,6 +61,11 @@ class Packets:
     failure: str | None
     is_second: Bools | None = None
 
+    @cached_property
+    def keys(self) -> Int64s:
+        """Positions of the keyframes."""
+        return np.flatnonzero(self.is_key)
+
     def stop_of(self, packets: Int64s) -> Int64s:
         """For pictures that begin in these packets, the packet behind their last one."""
         if self.is_second is None:
@@ -99,8 +105,9 @@ class PacketIndex:
 
     def key_after(self, packet: int) -> int:
         """Position of the first keyframe packet behind ``packet``; the packet count when there is none."""
-        keys = np.flatnonzero(self.packets.is_key[packet + 1 :])
-        return packet + 1 + int(keys[0]) if len(keys) else len(self.packets.is_key)
+        keys = self.packets.keys
+        following = int(np.searchsorted(keys, packet, "right"))
+        return int(keys[following]) if following < len(keys) else len(self.packets.is_key)
 
     def first(self, num_frames: int) -> "PacketIndex":
         """The same with only the first ``num_frames`` frames."""
@@ -279,7 +286,7 @@ def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
     Of those that are decoded behind it only the next few: what comes later and is shown before belongs to a time line
     that jumps back. A keyframe that an edit leaves out has none.
     """
-    keys = np.flatnonzero(packets.is_key)
+    keys = packets.keys
     if not len(keys):
         return shown
     first, stop = int(keys[0]), int(np.append(keys, len(packets.pts))[1])
