@@ -21,7 +21,9 @@ def filled(pts: Int64s) -> Int64s | None:
     """Times for all frames; those that are known stay as they are.
 
     A missing frame lies between the known ones that are decoded around it. Where pictures are reordered that leaves
-    several gaps: it goes to the first in which a frame is missing by its width, or else to the widest.
+    several gaps: it goes to the first in which a frame is missing by its width, or else to the widest. For a lone one
+    that is its place; of several near each other, which is in which gap is a guess. Pictures are none the worse:
+    the decoder gives them out in the order of presentation, and each takes the next time.
 
     Args:
         pts: (num_frames,) ticks in decode order, ``NO_PTS`` where not known.

@@ -100,6 +100,24 @@ def test_frames_without_a_time_of_their_own_are_where_they_were(streams: tuple[P
     assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
 
 
+@pytest.mark.parametrize(
+    ("frames", "b_frames", "missing"),
+    [(36, 2, {31, 33}), (42, 3, {5, 6, 13}), (44, 1, {26, 40, 41, 42}), (19, 3, {1, 4}), (19, 2, {1, 10, 11})],
+)
+def test_frames_whose_places_are_guessed_wrong_get_their_times_from_the_decoder(
+    tmp_path: Path, frames: int, b_frames: int, missing: set[int]
+) -> None:
+    order = _decode_order(frames, b_frames)
+    guessed = filled(np.where(np.isin(np.arange(frames), list(missing)), NO_PTS, order * 3600))
+    assert guessed is not None
+    assert not np.array_equal(guessed, order * 3600)
+    options = {"x264-params": f"scenecut=0:open-gop=0:b-adapt=0:b-pyramid=0:bframes={b_frames}"}
+    whole = write_video(tmp_path / "a.ts", frames=frames, b_frames=b_frames, gop=250, options=options)
+    expected, result = decode(whole), decode(without_pts(whole, lambda i: i in missing, tmp_path / "b.ts"))
+    assert (result.status, result.clips) == ("ok", expected.clips)
+    assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
+
+
 def test_none_is_stepped_over_where_one_is_told_by_the_one_before(streams: tuple[Path, Path]) -> None:
     expected, result = (decode(path, want("every:39")) for path in streams)
     assert expected.facts.frames_decoded < 30 < result.facts.frames_decoded
