@@ -11,9 +11,12 @@ _START = b"\x00\x00\x01"
 _SLICES, _SPS, _PPS = (1, 2, 5), 7, 8  # table 7-1, nal_unit_type
 _SETS = (_SPS, _PPS)
 _SLICE_HEAD_BYTES = 41  # with that of the NAL unit
+_SET_BYTES = 4096  # of a parameter set: more than lies before what slice headers need of the longest sound one
 _RECORD_HEAD_BYTES = 6
 _WITH_CHROMA_FORMAT = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 _MOST_ZEROS = 32
+_MOST_OFFSETS = 255  # section 7.4.2.1.1, num_ref_frames_in_pic_order_cnt_cycle
+_BITS_OF = [f"{byte:08b}" for byte in range(256)]
 
 
 class SecondFields:
@@ -90,7 +93,7 @@ def _sets_of_record(data: bytes) -> Iterator[bytes]:
         for _ in range(count):
             size, at = int.from_bytes(data[at : at + 2], "big"), at + 2
             if size and at < len(data):
-                yield data[at : at + size]
+                yield data[at : at + _looked_at(data[at], size)]
             at += size
 
 
@@ -115,7 +118,7 @@ def _annex_b(data: bytes) -> Iterator[bytes]:
 
 
 def _looked_at(head: int, size: int) -> int:
-    return size if head & 31 in _SETS else min(size, _SLICE_HEAD_BYTES)
+    return min(size, _SET_BYTES if head & 31 in _SETS else _SLICE_HEAD_BYTES)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,10 @@ def _sequence(bits: "_Bits") -> tuple[int, _Sequence]:
         bits.read(1)
         bits.signed()
         bits.signed()
-        for _ in range(bits.unsigned()):
+        offsets = bits.unsigned()
+        if offsets > _MOST_OFFSETS:
+            raise ValueError("no cycle has so many offsets")
+        for _ in range(offsets):
             bits.signed()
     bits.unsigned()
     bits.read(1)
@@ -172,22 +178,21 @@ class _Bits:
 
     def __init__(self, data: bytes) -> None:
         payload = data.replace(b"\x00\x00\x03", b"\x00\x00")  # emulation prevention
-        self._value, self._left = int.from_bytes(payload, "big"), 8 * len(payload)
+        self._text, self._at = "".join(map(_BITS_OF.__getitem__, payload)), 0
 
     def read(self, count: int) -> int:
-        if count > self._left:
+        start, self._at = self._at, self._at + count
+        if self._at > len(self._text):
             raise ValueError("the NAL unit ends")
-        self._left -= count
-        return self._value >> self._left & ((1 << count) - 1)
+        return int(self._text[start : self._at] or "0", 2)
 
     def unsigned(self) -> int:
         """ue(v)"""
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
-            if zeros > _MOST_ZEROS:
-                raise ValueError("no number has so many zeros")
-        return (1 << zeros) - 1 + self.read(zeros)
+        zeros = self._text.find("1", self._at, self._at + _MOST_ZEROS + 1) - self._at
+        if zeros < 0:
+            raise ValueError("no number has so many zeros")
+        self._at += zeros
+        return self.read(zeros + 1) - 1
 
     def signed(self) -> int:
         """se(v)"""

@@ -31,7 +31,7 @@ class DecodeReport:
     Args:
         num_frames: That came out of the decoder.
         num_wanted: Of these, that were wanted and sound; counted by who reads them.
-        damaged: Packet spans ``[first, stop)`` whose frames are lost or show wrong pixels.
+        damaged: Packet spans ``[first, stop)`` whose frames are lost or show wrong pixels; apart, in order.
         message: About the first damage.
         reached_end: The stream was read to its end.
     """
@@ -42,11 +42,16 @@ class DecodeReport:
     message: str | None = None
     reached_end: bool = False
 
+    def lose(self, first: int, stop: int) -> None:
+        """Adds a span; none ends before those that are known."""
+        while self.damaged and first <= self.damaged[-1][1]:
+            first = min(first, self.damaged.pop()[0])
+        self.damaged.append((first, stop))
+
     def is_lost(self, packet_of: Int64s) -> npt.NDArray[np.bool_]:
         """For frames that came from these packets: whether their pixels are not to be trusted."""
-        lost = np.zeros(len(packet_of), dtype=np.bool_)
-        for first, stop in self.damaged:
-            lost |= (packet_of >= first) & (packet_of < stop)
+        firsts, stops = np.array([(-1, -1), *self.damaged]).T
+        lost: npt.NDArray[np.bool_] = packet_of < stops[np.searchsorted(firsts, packet_of, "right") - 1]
         return lost
 
 
@@ -201,7 +206,7 @@ class _RunDecoder:
     def _give_up(self, first: int, position: int, why: str) -> None:
         """Everything from packet ``first`` to the next keyframe behind ``position`` is lost."""
         if not self._index.is_counted:
-            self._report.damaged.append((first, self._index.key_after(position)))
+            self._report.lose(first, self._index.key_after(position))
         if self._report.message is None:
             self._report.message = f"decoding broke off at {self._time_s(first):g} s ({why})"
         self._is_skipping = True

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
 from featlib.media.envelope import missing_bytes
 from featlib.media.fields import SecondFields
-from featlib.media.gaps import filled
+from featlib.media.gaps import MOST_DELAYED, filled, is_wild
 from featlib.media.open import AV_ERRORS, OpenVideo, said
 from featlib.media.source import Source
 from featlib.media.times import NO_PTS, Bools, FrameTimes, Int64s
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-_MOST_REORDERED = 64  # H.264 and HEVC reorder at most 16 frames; anything wilder is a broken or spliced time line
+_MOST_TICKS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Packets:
     vop_types: str
     failure: str | None
     is_second: Bools | None = None
+
+    @cached_property
+    def keys(self) -> Int64s:
+        """Positions of the keyframes."""
+        return np.flatnonzero(self.is_key)
 
     def stop_of(self, packets: Int64s) -> Int64s:
         """For pictures that begin in these packets, the packet behind their last one."""
@@ -99,8 +105,9 @@ class PacketIndex:
 
     def key_after(self, packet: int) -> int:
         """Position of the first keyframe packet behind ``packet``; the packet count when there is none."""
-        keys = np.flatnonzero(self.packets.is_key[packet + 1 :])
-        return packet + 1 + int(keys[0]) if len(keys) else len(self.packets.is_key)
+        keys = self.packets.keys
+        following = int(np.searchsorted(keys, packet, "right"))
+        return int(keys[following]) if following < len(keys) else len(self.packets.is_key)
 
     def first(self, num_frames: int) -> "PacketIndex":
         """The same with only the first ``num_frames`` frames."""
@@ -220,17 +227,18 @@ def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:
 def timed(video: OpenVideo, packets: Packets, cut: str | None) -> PacketIndex:
     """Frames told apart by pts; falls back to counting where these are repeated, wild, or fewer than two are known."""
     shown = _without_leading(packets, np.flatnonzero(packets.num_frames > 0))
+    if not len(shown):
+        raise MediaError("no_frames", "the file opens, but none of its frames lies behind a keyframe")
     known = packets.pts[shown]
     ticks = filled(known) if (known == NO_PTS).any() else known
     if ticks is None:
         return _counted_at_rate(video, packets, packets.pts, cut)
     place = np.argsort(ticks, kind="stable")
-    moved = np.abs(np.argsort(place) - np.arange(len(shown)))
     order, pts = shown[place], ticks[place]
-    if (np.diff(pts) <= 0).any() or moved.max() > _MOST_REORDERED:
+    if (np.diff(pts) <= 0).any() or is_wild(ticks) or _begins_again(packets):
         return _counted_at_rate(video, packets, packets.pts, cut)
     end_pts = _end_pts(video, packets, pts, int(packets.duration[order[-1]]))
-    times = FrameTimes(pts, end_pts, packets.is_key[order], _time_base(video))
+    times = _told_apart(pts, end_pts, packets.is_key[order], _time_base(video))
     return PacketIndex(times, packets, order, False, cut)
 
 
@@ -265,19 +273,36 @@ def _frame_s(video: OpenVideo, packets: Packets) -> Fraction:
         second = np.flatnonzero(packets.is_second)
         both = packets.pts[[second - 1, second]]
         apart = np.abs(np.diff(both[:, (both != NO_PTS).all(axis=0)], axis=0))
-        if apart.any():
-            return 2 * Fraction(float(np.median(apart))) * _time_base(video)
-    return 1 / (video.stream.average_rate or video.stream.guessed_rate or Fraction(25))
+        usual = float(np.median(apart)) if apart.size else 0.0
+        if usual > 0:
+            return 2 * Fraction(usual) * _time_base(video)
+    rates = video.stream.average_rate, video.stream.guessed_rate
+    return 1 / next((rate for rate in rates if rate is not None and rate > 0), Fraction(25))  # FLV says any number
 
 
 def _without_leading(packets: Packets, shown: Int64s) -> Int64s:
-    """Leaves out what no decoder can show: frames before the first keyframe of a stream cut out of a longer one."""
-    keys = np.flatnonzero(packets.is_key)
-    if not len(keys) or packets.pts[keys[0]] == NO_PTS:
+    """Leaves out what no decoder can show: frames before the first keyframe of a stream cut out of a longer one.
+
+    Of those that are decoded behind it only the next few: what comes later and is shown before belongs to a time line
+    that jumps back. A keyframe that an edit leaves out has none.
+    """
+    keys = packets.keys
+    if not len(keys):
+        return shown
+    first, stop = int(keys[0]), int(np.append(keys, len(packets.pts))[1])
+    shown = shown[shown >= first]
+    if packets.pts[first] == NO_PTS or not packets.num_frames[first]:
         return shown
     pts = packets.pts[shown]
-    kept: Int64s = shown[(shown >= keys[0]) & ((pts >= packets.pts[keys[0]]) | (pts == NO_PTS))]
+    is_behind = shown >= min(stop, first + MOST_DELAYED)
+    kept: Int64s = shown[is_behind | (pts >= packets.pts[first]) | (pts == NO_PTS)]
     return kept
+
+
+def _begins_again(packets: Packets) -> bool:
+    """Whether a keyframe is both decoded and shown before the one before it, as where recordings are joined."""
+    keys = np.flatnonzero(packets.is_key & (packets.pts != NO_PTS) & (packets.dts != NO_PTS))
+    return bool(((np.diff(packets.pts[keys]) < 0) & (np.diff(packets.dts[keys]) < 0)).any())
 
 
 def _end_pts(video: OpenVideo, packets: Packets, pts: Int64s, duration: int) -> int:
@@ -292,7 +317,9 @@ def _counted_evenly(packets: Packets, frame_s: Fraction, start_s: Fraction, cut:
     """Frame i is shown at start + i * frame_s."""
     tick_s = Fraction(1, math.lcm(start_s.denominator, frame_s.denominator))
     first, step = int(start_s / tick_s), int(frame_s / tick_s)
-    pts = first + step * np.arange(int(packets.num_frames.sum()) + 1, dtype=np.int64)
+    count = int(packets.num_frames.sum())
+    _check_ticks(first, first + step * count, step, tick_s)
+    pts = first + step * np.arange(count + 1, dtype=np.int64)
     return _counted(packets, pts[:-1], int(pts[-1]), tick_s, cut)
 
 
@@ -304,8 +331,23 @@ def _counted(packets: Packets, pts: Int64s, end_pts: int, time_base: Fraction, c
         is_key = np.array([kind == "I" for kind in packets.vop_types])
         position = np.array(display_order(packets.vop_types))
         is_key, packet_of = _placed(is_key, position), _placed(packet_of, position)
-    times = FrameTimes(pts, end_pts, is_key, time_base)
+    times = _told_apart(pts, end_pts, is_key, time_base)
     return PacketIndex(times, packets, packet_of, True, cut)
+
+
+def _told_apart(pts: Int64s, end_pts: int, is_key: Bools, time_base: Fraction) -> FrameTimes:
+    """Raises MediaError where ``_check_ticks`` does."""
+    least = min(end_pts - int(pts[-1]), int(np.diff(pts).min(initial=_MOST_TICKS)))
+    _check_ticks(int(pts[0]), end_pts, least, time_base)
+    return FrameTimes(pts, end_pts, is_key, time_base)
+
+
+def _check_ticks(first: int, end: int, least: int, time_base: Fraction) -> None:
+    """Raises MediaError where times ``least`` apart may be one as floats of seconds, or ticks overflow."""
+    most = max(abs(first), abs(end))
+    if most >= _MOST_TICKS or most >= least << 52:
+        say = f"frames lie at {float(first * time_base):g} s to {float(end * time_base):g} s"
+        raise MediaError("corrupt", f"{say}: too far from 0 for exact times")
 
 
 def _placed(values: npt.NDArray[Scalar], position: Int64s) -> npt.NDArray[Scalar]:

@@ -103,12 +103,44 @@ def as_avi_in_matroska(avi: Path, to: Path, shown: Sequence[int] | None = None) 
         time_ms = round(1000 * (i if shown is None else shown[i]) / rate)
         block = b"\x81" + struct.pack(">hB", time_ms, 0x80 * is_key) + data
         blocks += _ebml(0xA3, block)
-    info = _ebml(0x1549A966, _ebml(0x2AD7B1, (10**6).to_bytes(4, "big")))
-    cluster = _ebml(0x1F43B675, _ebml(0xE7, b"\0") + blocks)
+    to.write_bytes(_matroska(track, blocks))
+    return to
+
+
+def write_matroska(
+    path: Path,
+    shown: Sequence[int],
+    *,
+    first: int = 0,
+    tick_ns: int = 10**6,
+    frame_ns: int = 50_000_000,
+    duration: int | None = None,
+) -> Path:
+    """JPEGs under any times.
+
+    Args:
+        shown: Ticks behind ``first``, one a frame.
+        duration: Of each frame in ticks.
+    """
+    with av.open(
+        str(write_video(path.with_suffix(".avi"), codec="mjpeg", frames=1, size=(32, 32), pixel_format="yuvj420p"))
+    ) as container:
+        data = next(bytes(packet) for packet in container.demux(container.streams.video[0]))
+    track = _ebml(0xD7, b"\1") + _ebml(0x73C5, b"\1") + _ebml(0x83, b"\1") + _ebml(0x86, b"V_MJPEG")
+    track += _ebml(0x23E383, frame_ns.to_bytes(8, "big")) + _ebml(0xE0, _ebml(0xB0, b"\x20") + _ebml(0xBA, b"\x20"))
+    length = b"" if duration is None else _ebml(0x9B, duration.to_bytes(8, "big"))
+    blocks = b"".join(_ebml(0xA0, _ebml(0xA1, b"\x81" + struct.pack(">hB", at, 0) + data) + length) for at in shown)
+    path.write_bytes(_matroska(track, blocks, first, tick_ns))
+    return path
+
+
+def _matroska(track: bytes, blocks: bytes, first: int = 0, tick_ns: int = 10**6) -> bytes:
+    """A file with one track and one cluster; RFC 9559."""
+    info = _ebml(0x1549A966, _ebml(0x2AD7B1, tick_ns.to_bytes(4, "big")))
+    cluster = _ebml(0x1F43B675, _ebml(0xE7, first.to_bytes(8, "big")) + blocks)
     kind = _ebml(0x4282, b"matroska") + _ebml(0x4287, b"\4") + _ebml(0x4285, b"\2")
     tracks = _ebml(0x1654AE6B, _ebml(0xAE, track))
-    to.write_bytes(_ebml(0x1A45DFA3, kind) + _ebml(0x18538067, info + tracks + cluster))
-    return to
+    return _ebml(0x1A45DFA3, kind) + _ebml(0x18538067, info + tracks + cluster)
 
 
 def _ebml(name: int, data: bytes) -> bytes:

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from featlib.errors import MEDIA_ERROR_CLASSES
+from featlib.media import index
+from featlib.media.frames import DecodeReport
 from featlib.media.limits import Limits
 from featlib.media.open import CODECS, DECODERS, PROBED_SOUND, open_video
 from featlib.media.source import Source
@@ -174,6 +177,40 @@ def test_damaged_segments_are_partial_and_sound_ones_ok(tmp_path: Path, videos: 
     parts = [decode(path, k=k, n=8) for k in range(8)]
     assert [part.status for part in parts] == ["ok"] * 3 + ["partial"] + ["ok"] * 4
     assert [len(part.clips["m"]) for part in parts] == [5, 5, 5, 0, 5, 5, 5, 5]
+
+
+def test_spans_of_damage_that_touch_are_one() -> None:
+    """As where every packet is a keyframe and damaged."""
+    report, random = DecodeReport(), np.random.default_rng(5)
+    for packet in range(5000):
+        report.lose(packet, packet + 1)
+    assert report.damaged == [(0, 5000)]
+    spans = [(at - int(random.integers(0, 40)), at + 7) for at in range(6000, 9000, 21)]
+    for first, stop in spans:
+        report.lose(first, stop)
+    packet_of = random.permutation(10_000)
+    lost = sum((first <= packet_of) & (packet_of < stop) for first, stop in [(0, 5000), *spans])
+    assert np.array_equal(report.is_lost(packet_of), lost > 0)
+    assert 1 < len(report.damaged) < len(spans)
+    assert not DecodeReport().is_lost(packet_of).any()
+
+
+def test_keyframes_are_looked_for_once_however_many_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mov", codec="mjpeg", frames=40, pixel_format="yuvj420p")
+    spans = [(position, position + size) for _, size, _, position in packets(path)[5:35]]
+    damaged(path, spans, path)
+    num_lost: list[int] = []
+    num_looked: list[int] = []
+    look, lose = np.flatnonzero, DecodeReport.lose
+    monkeypatch.setattr(
+        index, "np", SimpleNamespace(**{**vars(np), "flatnonzero": lambda a: num_looked.append(1) or look(a)})
+    )
+    monkeypatch.setattr(DecodeReport, "lose", lambda self, *span: num_lost.append(1) or lose(self, *span))
+    assert _outcome(decode(path)) == ("partial", "corrupt")
+    assert len(num_lost) == 30
+    assert len(num_looked) < 10
 
 
 def test_no_frame_at_all_fails(tmp_path: Path, videos: dict[str, Path]) -> None:

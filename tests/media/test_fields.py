@@ -5,11 +5,13 @@ No encoder at hand makes such streams, so one is written here by hand: pictures 
 
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
 import pytest
 
+from featlib.media import fields
 from featlib.media.fields import SecondFields
 from tests.media.conftest import WHOLE, decode, want
 from tests.media.make import decoded, packets, without_pts, write_video
@@ -74,8 +76,12 @@ def field(i: int, parity: int, grey: int) -> bytes:
     return slice_.done()
 
 
-def write_fields(path: Path, frames: int, *, apart: bool) -> Path:
-    """A transport stream; the fields of a frame lie together under one time stamp, or ``apart`` under one each."""
+def write_fields(path: Path, frames: int, *, apart: bool, late: frozenset[int] = frozenset()) -> Path:
+    """A transport stream; the fields of a frame lie together under one time stamp, or ``apart`` under one each.
+
+    Args:
+        late: Frames whose first field says that it is shown with the second one.
+    """
     with av.open(str(path), "w", format="mpegts") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -86,7 +92,8 @@ def write_fields(path: Path, frames: int, *, apart: bool) -> Path:
             for place, data in enumerate((first, second) if apart else (first + second,)):
                 packet = av.Packet(data)
                 packet.stream, packet.time_base = stream, Fraction(1, 50)
-                packet.pts = packet.dts = 2 * i + place
+                packet.dts = 2 * i + place
+                packet.pts = packet.dts + (place == 0 and i in late)
                 packet.is_keyframe = i % IDR_EVERY == 0 and place == 0
                 container.mux(packet)
     return path
@@ -142,6 +149,14 @@ def test_fields_of_a_spliced_time_line_are_counted_as_frames(tmp_path: Path) -> 
     result = decode(path)
     assert (result.status, len(result.clips["m"])) == ("ok", 80)
     assert np.diff([clip.start_s for clip in result.clips["m"]]) == pytest.approx(1 / 25, abs=1e-4)
+
+
+def test_fields_that_are_shown_at_once_take_time_all_the_same(tmp_path: Path) -> None:
+    path = write_fields(tmp_path / "twice.ts", 40, apart=True, late=frozenset(range(1, 40)))
+    path.write_bytes(path.read_bytes() * 2)
+    starts = [clip.start_s for clip in decode(path).clips["m"]]
+    assert len(starts) == 80
+    assert (np.diff(starts) > 0).all()
 
 
 @pytest.mark.parametrize("sampling", ["every:8", "every:3", "uniform:4", "keyframes"])
@@ -277,3 +292,43 @@ def test_streams_of_frames_have_none(videos: dict[str, Path]) -> None:
         with av.open(str(videos[kind])) as container:
             fields = SecondFields(container.streams.video[0].codec_context.extradata)
             assert not any(fields.is_second(bytes(p)) for p in container.demux(container.streams.video[0]) if p.size)
+
+
+class _CountedBits(fields._Bits):
+    """Writes down what is read."""
+
+    sizes: ClassVar[list[int]] = []
+    num_signed = 0
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.sizes.append(len(data))
+
+    def signed(self) -> int:
+        type(self).num_signed += 1
+        return super().signed()
+
+
+@pytest.mark.parametrize("by_record", [False, True], ids=["packet", "record"])
+def test_little_is_read_of_a_parameter_set_however_long(monkeypatch: pytest.MonkeyPatch, by_record: bool) -> None:
+    """It says that an offset for each of its bytes and more follows."""
+    monkeypatch.setattr(fields, "_Bits", _CountedBits)
+    monkeypatch.setattr(_CountedBits, "sizes", [])
+    monkeypatch.setattr(_CountedBits, "num_signed", 0)
+    head = Writer(7).bits(66, 8).bits(0, 16).unsigned(0, 0, 1).bits(0, 1).unsigned(0, 0, 1 << 31)
+    unit = head.whole(b"\xff" * 60_000).done()[4:]
+    if by_record:
+        SecondFields(b"\1" + unit[1:4] + b"\xff\xe1" + len(unit).to_bytes(2, "big") + unit)
+    else:
+        SecondFields(None).is_second(b"\0\0\1" + unit)
+    assert len(_CountedBits.sizes) == 1
+    assert _CountedBits.sizes[0] < 5000
+    assert _CountedBits.num_signed < 10
+
+
+def test_a_cycle_of_offsets_is_read_as_far_as_the_standard_lets_it_go() -> None:
+    for offsets, is_known in ((255, True), (256, False)):
+        sequence = Writer(7).bits(66, 8).bits(0, 16).unsigned(0, 0, 1).bits(0, 1).unsigned(0, 0, offsets)
+        sequence.unsigned(*[3] * offsets, 1).bits(0, 1).unsigned(1, 1).bits(1, 1)  # frames only
+        found = SecondFields(sequence.done())
+        assert found.may_occur != is_known

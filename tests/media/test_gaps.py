@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featlib.media import gaps
 from featlib.media.gaps import filled
 from featlib.media.times import NO_PTS
 from tests.media.conftest import WHOLE, decode, want
@@ -68,6 +69,16 @@ def test_too_little_is_known(given: list[int]) -> None:
     assert filled(np.array(given)) is None
 
 
+def test_in_a_wild_order_no_time_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two recordings, the later one first."""
+    looked_at: list[object] = []
+    monkeypatch.setattr(gaps, "_slots", lambda *given: looked_at.append(given))
+    for half in (18, 65, 4000):
+        times = np.r_[half : 2 * half, :half] * 3600
+        assert filled(np.where(np.arange(2 * half) == 3, NO_PTS, times)) is None
+    assert not looked_at
+
+
 @pytest.fixture(scope="module", params=[0, 2], ids=["in order", "reordered"])
 def streams(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A transport stream, and the same without the PTS of some packets."""
@@ -86,6 +97,24 @@ def test_frames_without_a_time_of_their_own_are_where_they_were(streams: tuple[P
     assert (result.status, result.error_message) == ("ok", None)
     assert result.clips == expected.clips
     assert result.facts.duration_s == expected.facts.duration_s
+    assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
+
+
+@pytest.mark.parametrize(
+    ("frames", "b_frames", "missing"),
+    [(36, 2, {31, 33}), (42, 3, {5, 6, 13}), (44, 1, {26, 40, 41, 42}), (19, 3, {1, 4}), (19, 2, {1, 10, 11})],
+)
+def test_frames_whose_places_are_guessed_wrong_get_their_times_from_the_decoder(
+    tmp_path: Path, frames: int, b_frames: int, missing: set[int]
+) -> None:
+    order = _decode_order(frames, b_frames)
+    guessed = filled(np.where(np.isin(np.arange(frames), list(missing)), NO_PTS, order * 3600))
+    assert guessed is not None
+    assert not np.array_equal(guessed, order * 3600)
+    options = {"x264-params": f"scenecut=0:open-gop=0:b-adapt=0:b-pyramid=0:bframes={b_frames}"}
+    whole = write_video(tmp_path / "a.ts", frames=frames, b_frames=b_frames, gop=250, options=options)
+    expected, result = decode(whole), decode(without_pts(whole, lambda i: i in missing, tmp_path / "b.ts"))
+    assert (result.status, result.clips) == ("ok", expected.clips)
     assert np.array_equal(result.frames[WHOLE.key], expected.frames[WHOLE.key])
 
 

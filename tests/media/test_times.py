@@ -1,5 +1,6 @@
 """Presentation times as files give them: late starts, variable rate, AVI, hidden frames, splices."""
 
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import as_avi_in_matroska, decoded, packets, picture, with_matrix, write_video
+from tests.media.make import as_avi_in_matroska, decoded, packets, picture, with_matrix, write_matroska, write_video
 
 
 def _starts(path: Path, **keys: float) -> list[float]:
@@ -152,6 +153,99 @@ def test_a_spliced_time_line_falls_back_to_counting(tmp_path: Path) -> None:
     assert len(result.clips["m"]) == 20
     starts = [clip.start_s for clip in result.clips["m"]]
     assert [round(b - a, 9) for a, b in pairwise(starts)] == [0.05] * 19
+
+
+@pytest.mark.parametrize("kind", ["mpg", "flv"])
+@pytest.mark.parametrize(("frames", "start"), [(40, 200), (40, 800), (10, 200)])
+def test_a_time_line_that_jumps_back_keeps_both_recordings(tmp_path: Path, kind: str, frames: int, start: int) -> None:
+    """The second recording begins before the first one, and no time comes twice."""
+    codec, options = ("libx264", {"x264-params": "scenecut=0:open-gop=0"}) if kind == "flv" else ("mpeg2video", {})
+    first, second = (
+        write_video(tmp_path / f"{at}.{kind}", codec=codec, rate=Fraction(25), frames=frames, options=options, start=at)
+        for at in (start, 0)
+    )
+    both = tmp_path / f"both.{kind}"
+    both.write_bytes(first.read_bytes() + second.read_bytes()[13 if kind == "flv" else 0 :])  # its header comes once
+    result, plain = decode(both), decoded(both)
+    assert (result.status, len(result.clips["m"]), len(plain)) == ("ok", 2 * frames, 2 * frames)
+    assert np.diff([clip.start_s for clip in result.clips["m"]]) == pytest.approx(1 / 25)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], plain))
+
+
+def _patched(path: Path, to: Path, box: bytes, at: int, value: int) -> Path:
+    """A copy of an MP4 in which 32 bits, counted from the name of a box, are ``value``."""
+    data = bytearray(path.read_bytes())
+    at += data.index(box)
+    data[at : at + 4] = value.to_bytes(4, "big")
+    to.write_bytes(data)
+    return to
+
+
+def test_a_keyframe_that_an_edit_leaves_out_may_have_any_time(tmp_path: Path) -> None:
+    """Its offset in ``ctts`` is damaged: all frames are shown before it, says the table, and the edit ends there."""
+    whole = write_video(tmp_path / "a.mp4", b_frames=2, options={"x264-params": "scenecut=0:open-gop=0:b-adapt=0"})
+    path = _patched(whole, tmp_path / "b.mp4", b"ctts", 16, 1_001_024)
+    result, plain = decode(path), decoded(path)
+    assert (result.status, len(result.clips["m"]), len(plain)) == ("ok", 39, 39)
+    assert all(map(np.array_equal, result.frames[WHOLE.key], plain))
+
+
+def test_frames_that_all_lie_before_the_only_keyframe_are_none(tmp_path: Path) -> None:
+    """The keyframe is the last frame, and an edit leaves it out."""
+    path = write_video(tmp_path / "a.mp4", codec="mpeg4")
+    for box, at, value in ((b"stss", 8, 1), (b"stss", 12, 40), (b"elst", 12, 1900)):
+        _patched(path, path, box, at, value)
+    result = decode(path)
+    assert (result.status, result.error_class) == ("failed", "no_frames")
+    assert result.error_message == "the file opens, but none of its frames lies behind a keyframe"
+
+
+_EVEN = (0, 50, 100, 150)
+
+
+@pytest.mark.parametrize(
+    ("shown", "keys"),
+    [
+        (_EVEN, {"first": 2**60}),
+        (_EVEN, {"first": 2**62}),
+        (_EVEN, {"first": 2**62, "duration": 2**63 - 1}),
+        ((0, 50, 50, 150), {"first": 2**60}),
+        ((0, 50, 50, 150), {"first": 2**40, "tick_ns": 999_999_937, "frame_ns": 33_366_667}),
+    ],
+    ids=["alike as floats", "wide", "ends beyond 64 bits", "counted", "counted in ticks beyond 64 bits"],
+)
+def test_times_too_late_to_be_exact_are_an_outcome(
+    tmp_path: Path, shown: tuple[int, ...], keys: dict[str, int]
+) -> None:
+    for sampling in ("all", "fps:1"):
+        result = decode(write_matroska(tmp_path / "a.mkv", shown, **keys), want(sampling))
+        assert (result.status, result.error_class) == ("failed", "corrupt")
+        assert "too far from 0 for exact times" in (result.error_message or "")
+
+
+def test_late_times_that_floats_keep_apart_are_kept(tmp_path: Path) -> None:
+    result = decode(write_matroska(tmp_path / "a.mkv", _EVEN, first=2**53 - 400))
+    assert result.status == "ok"
+    rows = result.clips["m"]
+    assert all(clip.start_s < clip.end_s for clip in rows)
+    assert np.diff([clip.start_s for clip in rows]) == pytest.approx(0.05, abs=0.002)
+
+
+@pytest.mark.parametrize("rate", [-25.0, -1e300, 0.0, float("nan")])
+def test_times_go_forward_whatever_rate_a_file_claims(tmp_path: Path, rate: float) -> None:
+    path = write_video(tmp_path / "a.flv", codec="flv", frames=8)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"framerate") + 10
+    data[at : at + 8] = struct.pack(">d", rate)
+    tag, tags = 13, []
+    while tag + 11 < len(data):
+        tags += [tag] * (data[tag] == 9)
+        tag += 15 + int.from_bytes(data[tag + 1 : tag + 4], "big")
+    data[tags[3] + 4 : tags[3] + 7] = data[tags[2] + 4 : tags[2] + 7]  # one time comes twice: frames are counted
+    path.write_bytes(data)
+    starts = _starts(path)
+    assert len(starts) == 8
+    assert (np.diff(starts) > 0).all()
 
 
 def test_sound_beside_the_picture_changes_nothing(tmp_path: Path, videos: dict[str, Path]) -> None:
