@@ -17,7 +17,7 @@ from featlib.media.open import CODECS, DECODERS, PROBED_SOUND, open_video
 from featlib.media.source import Source
 from featlib.spec import Decoded
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import damaged, decoded, packets, picture, write_audio, write_video
+from tests.media.make import damaged, decoded, packets, picture, write_audio, write_still, write_video
 
 
 def _outcome(result: Decoded) -> tuple[str, str | None]:
@@ -345,15 +345,7 @@ def test_a_huge_picture_in_a_small_file_is_not_decoded_while_opening(tmp_path: P
 @pytest.mark.parametrize("side", [12000, 8000])
 def test_a_huge_png_in_a_small_mov_is_not_decoded_while_opening(tmp_path: Path, side: int) -> None:
     """Less than 1 MB that would be 432 MB of pixels; and 192 MB, with no more pixels than a frame may have."""
-    still = io.BytesIO()
-    Image.new("RGB", (side, side)).save(still, "PNG", compress_level=1)
-    path = tmp_path / "a.mov"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("png", rate=1)
-        stream.width, stream.height, stream.pix_fmt = side, side, "rgb24"
-        packet = av.Packet(still.getvalue())
-        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
-        container.mux(packet)
+    path = write_still(tmp_path / "a.mov", Image.new("RGB", (side, side)))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; see proc(5)
     before = _peak_kb()
     assert _outcome(decode(path)) == ("failed", "unsupported_codec")
