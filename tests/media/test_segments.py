@@ -88,6 +88,30 @@ def test_number_of_segments_follows_from_the_pixels(videos: dict[str, Path]) -> 
     assert decode(videos["plain"], n=0).segment == Segment(0, 1)
 
 
+def test_no_segment_holds_much_more_than_its_share_where_frames_come_unevenly(tmp_path: Path) -> None:
+    """20 frames of 16 ticks, 400 of one and one for long: a twelfth of the item, by time and frames, is half of the
+    frames that are wanted."""
+    pts = [*range(0, 320, 16), *range(320, 720), 100_000]
+    path = write_video(tmp_path / "a.mkv", frames=len(pts), pts=pts, size=(32, 32))
+    wants = want("fps:1.25"), want(clips(8, fps=Fraction(5, 4)), label="c")
+    limits = Limits(unit_bytes=4 * 32 * 32 * 3)
+    whole = decode(path, *wants)
+    first = decode(path, *wants, n=0, limits=limits)
+    parts = [first, *(decode(path, *wants, k=k, n=first.segment.n) for k in range(1, first.segment.n))]
+    num_frames = [len(part.frames.get(WHOLE.key, ())) for part in parts]
+    assert sum(num_frames) >= 46
+    assert max(num_frames) <= 2 * 4 + 7, "eight of its own, and those that a clip takes of the next"
+    assert max(len({i for clip in part.clips["m"] for i in clip.frame_idx}) for part in parts) <= 8
+    assert first.segment.n < 200
+    for label in ("m", "c"):
+        assert _rows(parts, label) == _rows([whole], label)
+
+
+def test_clips_longer_than_a_segment_may_be_do_not_make_a_segment_of_each_frame(videos: dict[str, Path]) -> None:
+    limits = Limits(unit_bytes=5 * 160 * 96 * 3)
+    assert decode(videos["plain"], want(clips(30, hop=1)), n=0, limits=limits).segment.n == 8
+
+
 def test_frames_shared_by_models_are_kept_once(videos: dict[str, Path]) -> None:
     result = decode(videos["plain"], want("every:4"), want("every:2", label="b"), want(clips(4, hop=2), label="c"))
     assert result.frames[WHOLE.key].shape == (40, 96, 160, 3)
