@@ -16,7 +16,7 @@ from featlib.media.images import is_image, read_image, refuse_heif
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.limits import Limits
 from featlib.media.pixels import Allocate, PixelStore, allocate_arrays
-from featlib.media.plan import Picked, ReadPlan, num_segments, pick_all, pixel_specs, read_plan
+from featlib.media.plan import Picked, ReadPlan, Run, num_segments, pick_all, pixel_specs, read_plan
 from featlib.media.reading import TablesDifferError, VideoReader
 from featlib.media.sampling import TimeRange
 from featlib.media.source import Source, load
@@ -40,7 +40,11 @@ def _no_progress() -> None:
 
 @dataclass
 class _Job:
-    """What every step of decoding one item needs, and the facts learned so far, which outlive a failure."""
+    """What every step of decoding one item needs, and the facts learned so far, which outlive a failure.
+
+    Args:
+        opened_size: Height and width as the container says, not turned.
+    """
 
     item: MediaItem
     wants: tuple[Want, ...]
@@ -50,6 +54,7 @@ class _Job:
     progress: Callable[[], None]
     facts: MediaFacts = field(default_factory=MediaFacts)
     skipped: tuple[str, ...] = ()
+    opened_size: tuple[int | None, int | None] = (None, None)
 
 
 def decode_item(
@@ -156,6 +161,7 @@ def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decod
     a group that no wanted frame needs is not looked at, and what the decoder would find there is not known.
     """
     index = _index(job, reader, may_use_tables)
+    job.opened_size = job.facts.height, job.facts.width
     picked, segment = _resolve(job, index)
     plan = read_plan(index, picked, job.wants, segment)
     plan, store, report = _read_from_keyframes(job, reader, index, plan)
@@ -244,10 +250,29 @@ def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadP
             rgb = to_rgb(frame)
             if (job.facts.height, job.facts.width) != rgb.shape[:2]:
                 job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
+            if store.awaits_size and _may_differ_from_first(job, reader, index, ordinal, frame):
+                store.begin(*(_first_size(job, reader, index) or rgb.shape[:2]))
             store.put(ordinal, rgb)
     twice = num_outside if plan.segment.n > 1 else 0
     job.facts = replace(job.facts, frames_decoded=report.num_frames, frames_twice=twice)
     return store, report
+
+
+def _may_differ_from_first(
+    job: _Job, reader: VideoReader, index: PacketIndex, ordinal: int, frame: "VideoFrame"
+) -> bool:
+    """Whether frames before this one may be of another size: the container says so, or is one that may be spliced."""
+    is_spliced = reader.video.format in ("mpegts", "mpeg")
+    return ordinal > 0 and (is_spliced or (frame.height, frame.width) != job.opened_size)
+
+
+def _first_size(job: _Job, reader: VideoReader, index: PacketIndex) -> tuple[int, int] | None:
+    """Height and width of the first frame that can be decoded: to it all are fitted, whatever a segment begins with."""
+    with VideoReader(reader.source, reader.max_pixels, job.progress) as first:
+        for _, frame in decode_run(first, index, Run(0, len(index.packets.pts), 1), DecodeReport()):
+            height, width, _ = UprightRgb(job.limits.max_pixels)(frame).shape
+            return height, width
+    return None
 
 
 def _decoded_frames(

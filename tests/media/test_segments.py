@@ -3,6 +3,7 @@
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -150,6 +151,48 @@ def test_a_segment_is_cut_as_those_before_it_were(videos: dict[str, Path]) -> No
     mkv = MediaItem("id", str(videos["mkv"]))
     part = decode_item(mkv, (want("all"),), Segment(1, 4, "tables"), store_options=StoreOptions(), limits=Limits())
     assert (part.status, part.error_class, part.segment) == ("failed", "corrupt", Segment(1, 4, "tables"))
+
+
+def _two_sizes(folder: Path, kind: str) -> Path:
+    """Ten frames of 160x96, then ten of another size."""
+    later = (96, 160) if kind == "turned" else (320, 192)
+    codec, ending = ("mjpeg", "avi") if kind == "mkv" else ("libx264", "ts")
+    options = {"strict": "unofficial"} if kind == "mkv" else {"x264-params": "scenecut=0:open-gop=0"}
+    first, second = (
+        write_video(folder / f"{start}.{ending}", codec=codec, frames=10, size=size, start=start, options=options)
+        for start, size in ((0, (160, 96)), (10, later))
+    )
+    path = folder / f"both.{ending}"
+    if ending == "ts":
+        path.write_bytes(first.read_bytes() + second.read_bytes())
+        return path
+    path = path.with_suffix(".mkv")
+    with av.open(str(path), "w") as to:
+        for start, source in ((0, first), (10, second)):
+            with av.open(str(source)) as container:
+                stream = to.streams.video[0] if start else to.add_stream_from_template(container.streams.video[0])
+                for i, packet in enumerate([p for p in container.demux(video=0) if p.size]):
+                    packet.stream, packet.time_base = stream, Fraction(1, 20)
+                    packet.pts = packet.dts = start + i
+                    to.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("pixels", [WHOLE, PixelSpec((24,), None)])
+@pytest.mark.parametrize("kind", ["larger", "turned", "mkv"])
+def test_frames_of_a_stream_that_changes_their_size_are_as_the_first_in_all_segments(
+    tmp_path: Path, kind: str, pixels: PixelSpec
+) -> None:
+    path = _two_sizes(tmp_path, kind)
+    wants = (want("all", pixels),)
+    whole = decode(path, *wants)
+    shape = (96, 160) if pixels is WHOLE else (24, 40)
+    assert (whole.status, whole.frames[pixels.key].shape) == ("ok", (20, *shape, 3))
+    parts = [decode(path, *wants, k=k, n=2) for k in range(2)]
+    together = np.concatenate([part.frames[pixels.key] for part in parts])
+    assert np.array_equal(together, whole.frames[pixels.key])
+    sparse = decode(path, want("uniform:1", pixels))
+    assert np.array_equal(sparse.frames[pixels.key][0], whole.frames[pixels.key][10])
 
 
 LONG_SHOWN = {
