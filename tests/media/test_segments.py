@@ -1,5 +1,6 @@
 """Cutting an item into segments changes nothing: same clips, same pixels, nothing twice, nothing lost."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from featlib.media.limits import Limits
 from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
 from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import decoded, write_video
+from tests.media.make import decoded, packets, write_video
 
 KINDS = (
     "plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split()  # noqa: SIM905
@@ -66,6 +67,36 @@ def test_a_clip_reaching_into_the_next_segment_belongs_to_the_first(videos: dict
 def test_avi_with_b_frames_is_always_decoded_from_the_start(videos: dict[str, Path]) -> None:
     facts = decode(videos["avi_b"], k=1, n=2).facts
     assert facts.frames_decoded == 40
+
+
+def _with_packets_without_a_picture(avi: Path, behind: set[int], to: Path) -> Path:
+    """A copy with pictures that are not coded, and long enough to pass for coded ones: ISO/IEC 14496-2, vop_coded."""
+    data, movi, index = avi.read_bytes(), b"movi", b""
+    at = data.index(b"movi") - 8
+    for i, (_, length, is_key, position) in enumerate(packets(avi)):
+        packet = data[position : position + length]
+        for part in (packet, *[b"\0\0\1\xb6\x50\0\0\x7f" + b"\xff" * 8] * (i in behind)):
+            index += struct.pack("<4sIII", b"00dc", 0x10 * (is_key and part is packet), len(movi), len(part))
+            movi += struct.pack("<4sI", b"00dc", len(part)) + part + bytes(len(part) % 2)
+    lists = struct.pack("<4sI", b"LIST", len(movi)) + movi + struct.pack("<4sI", b"idx1", len(index)) + index
+    made = bytearray(data[:at] + lists)
+    struct.pack_into("<I", made, 4, len(made) - 8)
+    to.write_bytes(made)
+    return to
+
+
+@pytest.mark.parametrize("sampling", ["all", "uniform:6"])
+def test_segments_of_counted_frames_know_how_many_come_out(
+    tmp_path: Path, videos: dict[str, Path], sampling: str
+) -> None:
+    path = _with_packets_without_a_picture(videos["avi_b"], {20, 27}, tmp_path / "a.avi")
+    whole = decode(path, want(sampling))
+    assert (whole.status, len(decoded(path))) == ("ok", 40)
+    small = Limits(unit_bytes=whole.frames[WHOLE.key].nbytes // 2)
+    assert decode(path, want(sampling), n=0, limits=small).segment.n == 2
+    parts = [decode(path, want(sampling), k=k, n=2) for k in range(2)]
+    assert [part.status for part in parts] == ["ok", "ok"]
+    assert _rows(parts, "m") == _rows([whole], "m")
 
 
 @pytest.mark.parametrize("kind", ["plain", "open_gop", "avi_b"])
