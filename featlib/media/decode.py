@@ -16,7 +16,7 @@ from featlib.media.images import is_image, read_image, refuse_heif
 from featlib.media.index import PacketIndex, read_index
 from featlib.media.limits import Limits
 from featlib.media.pixels import Allocate, PixelStore, allocate_arrays
-from featlib.media.plan import Picked, ReadPlan, num_segments, pick_all, pixel_specs, read_plan
+from featlib.media.plan import Picked, ReadPlan, Run, num_segments, pick_all, pixel_specs, read_plan
 from featlib.media.reading import TablesDifferError, VideoReader
 from featlib.media.sampling import TimeRange
 from featlib.media.source import Source, load
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SIGNS_OF_A_CUT = ("unknown_format", "no_video_stream", "unsupported_codec", "no_frames", "corrupt")
 _KEPT_INDEXES = 2  # long items come segment by segment; reading all packets of a file each time would be quadratic
-_Key = tuple[str, str | None, int | None, bool]
+_Key = tuple[str, str | None, int | None, str]
 _recent: OrderedDict[_Key, tuple[PacketIndex, MediaFacts]] = OrderedDict()
 
 
@@ -40,7 +40,11 @@ def _no_progress() -> None:
 
 @dataclass
 class _Job:
-    """What every step of decoding one item needs, and the facts learned so far, which outlive a failure."""
+    """What every step of decoding one item needs, and the facts learned so far, which outlive a failure.
+
+    Args:
+        opened_size: Height and width as the container says, not turned.
+    """
 
     item: MediaItem
     wants: tuple[Want, ...]
@@ -50,6 +54,7 @@ class _Job:
     progress: Callable[[], None]
     facts: MediaFacts = field(default_factory=MediaFacts)
     skipped: tuple[str, ...] = ()
+    opened_size: tuple[int | None, int | None] = (None, None)
 
 
 def decode_item(
@@ -155,13 +160,17 @@ def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decod
     So damage is told of as fully as if all frames were wanted, wherever a wanted frame's group of pictures shows it;
     a group that no wanted frame needs is not looked at, and what the decoder would find there is not known.
     """
-    index = _index(job, reader, may_use_tables)
+    given, index = job.segment, _index(job, reader, may_use_tables)
+    job.opened_size = job.facts.height, job.facts.width
     picked, segment = _resolve(job, index)
+    if index.is_counted and segment.n > 1:
+        job.segment, index = given, _counted_out(job, reader, index)
+        picked, segment = _resolve(job, index)
     plan = read_plan(index, picked, job.wants, segment)
     plan, store, report = _read_from_keyframes(job, reader, index, plan)
     if plan.runs != (plan.whole,) and (report.message is not None or report.num_wanted < len(plan.wanted)):
         plan, store, report = _read_from_keyframes(job, reader, index, replace(plan, runs=(plan.whole,)))
-    if _is_overcounted(index, plan, report):
+    if plan.segment.n == 1 and _is_overcounted(index, report):
         index = index.first(report.num_frames)
         picked = pick_all(index, job.item, job.wants)
         plan = read_plan(index, picked, job.wants, segment)
@@ -170,11 +179,9 @@ def _decode_by(job: _Job, reader: VideoReader, *, may_use_tables: bool) -> Decod
 
 
 def _index(job: _Job, reader: VideoReader, may_use_tables: bool) -> PacketIndex:
-    source = reader.source
-    key = job.item.uri, source.etag, source.size, may_use_tables
-    if source.etag is not None and key in _recent:
-        _recent.move_to_end(key)
-        index, job.facts = _recent[key]
+    source, by = reader.source, "tables" if may_use_tables else "packets"
+    index = _recalled(job, source, by)
+    if index is not None:
         return index
     try:
         index = _read_index(job, reader, may_use_tables)
@@ -184,10 +191,39 @@ def _index(job: _Job, reader: VideoReader, may_use_tables: bool) -> PacketIndex:
             raise
         message = f"the file is {missing} bytes shorter than it says and cannot be opened ({error.message})"
         raise MediaError("truncated", message) from error
-    _recent[key] = index, job.facts
+    return _kept(job, source, by, index)
+
+
+def _recalled(job: _Job, source: Source, by: str) -> PacketIndex | None:
+    key = job.item.uri, source.etag, source.size, by
+    if source.etag is None or key not in _recent:
+        return None
+    _recent.move_to_end(key)
+    index, job.facts = _recent[key]
+    return index
+
+
+def _kept(job: _Job, source: Source, by: str, index: PacketIndex) -> PacketIndex:
+    _recent[job.item.uri, source.etag, source.size, by] = index, job.facts
     while len(_recent) > _KEPT_INDEXES:
         _recent.popitem(last=False)
     return index
+
+
+def _counted_out(job: _Job, reader: VideoReader, index: PacketIndex) -> PacketIndex:
+    """The index with as many frames as come out of the decoder, without which segments were not those of the whole.
+
+    All is decoded for it, once a process; but segments of what is counted are decoded from its beginning anyway.
+    """
+    known = _recalled(job, reader.source, "counting")
+    if known is not None:
+        return known
+    report, num_packets = DecodeReport(), len(index.packets.pts)
+    for _ in decode_run(reader, index, Run(0, num_packets, len(index.times) + 1), report):
+        job.progress()
+    if _is_overcounted(index, report):
+        index = index.first(report.num_frames)
+    return _kept(job, reader.source, "counting", index)
 
 
 def _read_index(job: _Job, reader: VideoReader, may_use_tables: bool) -> PacketIndex:
@@ -244,10 +280,29 @@ def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadP
             rgb = to_rgb(frame)
             if (job.facts.height, job.facts.width) != rgb.shape[:2]:
                 job.facts = replace(job.facts, height=rgb.shape[0], width=rgb.shape[1])
+            if store.awaits_size and _may_differ_from_first(job, reader, index, ordinal, frame):
+                store.begin(*(_first_size(job, reader, index) or rgb.shape[:2]))
             store.put(ordinal, rgb)
     twice = num_outside if plan.segment.n > 1 else 0
     job.facts = replace(job.facts, frames_decoded=report.num_frames, frames_twice=twice)
     return store, report
+
+
+def _may_differ_from_first(
+    job: _Job, reader: VideoReader, index: PacketIndex, ordinal: int, frame: "VideoFrame"
+) -> bool:
+    """Whether frames before this one may be of another size: the container says so, or is one that may be spliced."""
+    is_spliced = reader.video.format in ("mpegts", "mpeg")
+    return ordinal > 0 and (is_spliced or (frame.height, frame.width) != job.opened_size)
+
+
+def _first_size(job: _Job, reader: VideoReader, index: PacketIndex) -> tuple[int, int] | None:
+    """Height and width of the first frame that can be decoded: to it all are fitted, whatever a segment begins with."""
+    with VideoReader(reader.source, reader.max_pixels, job.progress) as first:
+        for _, frame in decode_run(first, index, Run(0, len(index.packets.pts), 1), DecodeReport()):
+            height, width, _ = UprightRgb(job.limits.max_pixels)(frame).shape
+            return height, width
+    return None
 
 
 def _decoded_frames(
@@ -267,11 +322,10 @@ def _decoded_frames(
             return
 
 
-def _is_overcounted(index: PacketIndex, plan: ReadPlan, report: DecodeReport) -> bool:
+def _is_overcounted(index: PacketIndex, report: DecodeReport) -> bool:
     """An AVI with fewer pictures than packets, which shows at its end only: plan again with the true count."""
     return (
         index.is_counted
-        and plan.segment.n == 1
         and report.reached_end
         and report.message is None
         and index.cut is None

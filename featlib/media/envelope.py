@@ -1,13 +1,29 @@
-"""How long a container says it is: FFmpeg ends quietly when a Matroska, AVI or transport stream was cut."""
+"""How long a container says it is: FFmpeg ends quietly when most of them were cut.
 
+A transport stream says nothing but the length of its packets, a program stream nothing at all, and a fragmented MP4
+without ``sidx`` or ``mehd`` not how many fragments there are: where these were cut between two packets or fragments,
+nobody can tell.
+"""
+
+import io
+import math
 import struct
+from collections.abc import Iterator
 
 from featlib.media.source import Source
 
 _HEAD_BYTES = 4096
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067  # RFC 8794 section 11.2.1, RFC 9559 section 5.1
 _TS_SYNC, _TS_PACKET_BYTES = 0x47, 188  # ISO/IEC 13818-1 section 2.4.3.2
-_MAX_BOXES = 64
+_MAX_BOXES, _MAX_BOXES_IN_MEMORY = 64, 1 << 16  # elsewhere each may be a request
+_MAX_SIDX_BYTES = 1 << 20
+_ASF_HEADER, _ASF_DATA = (
+    bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+    bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
+)
+_INFO, _TIMESTAMP_SCALE, _DURATION = 0x1549A966, 0x2AD7B1, 0x4489  # RFC 9559 section 5.1.2
+_OGG_PAGE_BYTES = 27 + 255 * 256  # RFC 3533 section 6: the most in one
+_OGG_LAST = 4
 
 
 def missing_bytes(source: Source) -> int:
@@ -19,21 +35,58 @@ def missing_bytes(source: Source) -> int:
     return max(end - source.size, 0)
 
 
+def promised_s(source: Source) -> float:
+    """How long the container says that it plays; 0 where it does not say, or where its bytes show that it is whole.
+
+    Only what the writer put there: FFmpeg reckons a duration where there is none.
+    """
+    head = source.head(_HEAD_BYTES)
+    if head[:3] == b"FLV":
+        is_whole = 0 < _flv_number(head, b"filesize") <= (source.size or 0)
+        seconds = 0.0 if is_whole else _flv_number(head, b"duration")
+    elif head[:4] == _EBML.to_bytes(4, "big"):
+        seconds = 0.0 if _matroska_end(head) else _matroska_s(head)
+    else:
+        seconds = _fragments_s(head) if head[4:8] == b"ftyp" else 0.0
+    return seconds if 0 < seconds < math.inf else 0.0
+
+
+def is_ended(source: Source) -> bool:
+    """Whether the last page of an Ogg file says that it is the last; True of other files, and of what else follows."""
+    if source.size is None or source.head(4) != b"OggS":
+        return True
+    tail, at, end = _last_ogg_page(source)
+    return at < 0 or end != source.size or bool(tail[at + 5] & _OGG_LAST)
+
+
 def _promised_end(head: bytes, source: Source) -> int:
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
-        return _riff_end(head)
+        return _riff_end(head, source)
     if head[:4] == _EBML.to_bytes(4, "big"):
         return _matroska_end(head)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return _boxes_end(source)
+    if head[:16] == _ASF_HEADER:
+        return _asf_end(head, source)
+    if head[:4] == b"OggS":
+        return _last_ogg_page(source)[2]
     if len(head) > _TS_PACKET_BYTES and head[0] == head[_TS_PACKET_BYTES] == _TS_SYNC:
         return -(-(source.size or 0) // _TS_PACKET_BYTES) * _TS_PACKET_BYTES
     return 0
 
 
-def _riff_end(head: bytes) -> int:
-    size = int.from_bytes(head[4:8], "little")
-    return 0 if size >= 0x7FFFFFFF else size + 8  # writers that cannot seek back leave a maximum or 0
+def _riff_end(head: bytes, source: Source) -> int:
+    """End of the first list, or of the last of those that continue it in files of gigabytes (OpenDML)."""
+    end = 0
+    for _ in range(_MAX_BOXES):
+        size = int.from_bytes(head[4:8], "little")
+        if size >= 0x7FFFFFFF:  # writers that cannot seek back leave a maximum or 0
+            return 0
+        end += size + 8
+        head = source.at(end, 12) if end < (source.size or 0) else b""
+        if head[:4] + head[8:] != b"RIFFAVIX":
+            break
+    return end
 
 
 def _matroska_end(head: bytes) -> int:
@@ -56,19 +109,92 @@ def _ebml_size(data: bytes, offset: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * length) - 1 else value), offset + length
 
 
+def _matroska_s(head: bytes) -> float:
+    """Of a segment whose length is unknown, as live streams write it and others complete it with its duration."""
+    scale, duration = 1_000_000, 0.0
+    for name, segment in _elements(head):
+        for info in (data for kind, data in _elements(segment) if name == _SEGMENT and kind == _INFO):
+            found = dict(_elements(info))
+            scale = int.from_bytes(found.get(_TIMESTAMP_SCALE, b"")[:8], "big") or scale
+            data = found.get(_DURATION, b"")
+            if len(data) in (4, 8):
+                (duration,) = struct.unpack(">f" if len(data) == 4 else ">d", data)
+    return duration * scale / 1e9
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Names and contents of EBML elements one behind the other; one of unknown length takes all that is left."""
+    at = 0
+    while at < len(data) and data[at]:
+        start = at + 9 - data[at].bit_length()
+        size, content = _ebml_size(data, start)
+        stop = len(data) if size is None else content + size
+        yield int.from_bytes(data[at:start], "big"), data[content:stop]
+        at = stop
+
+
+def _flv_number(head: bytes, name: bytes) -> float:
+    """Of ``onMetaData`` (Adobe Flash Video File Format Specification, annex E.5)."""
+    key = struct.pack(">H", len(name)) + name + b"\0"
+    at = head.find(key)
+    data = head[at + len(key) :][:8]
+    return 0.0 if at < 0 or len(data) < 8 else float(struct.unpack(">d", data)[0])
+
+
+def _fragments_s(head: bytes) -> float:
+    """By ``mehd`` (ISO/IEC 14496-12 section 8.8.2), in the ticks of ``mvhd``."""
+    mvhd, mehd = head.find(b"mvhd") + 4, head.find(b"mvex") + 12
+    if mvhd < 4 or mehd < 12 or head[mehd - 4 : mehd] != b"mehd" or len(head) < mehd + 12:
+        return 0.0
+    ticks_a_s = int.from_bytes(head[mvhd + (20 if head[mvhd] else 12) :][:4], "big")
+    ticks = int.from_bytes(head[mehd + 4 :][: 8 if head[mehd] else 4], "big")
+    return ticks / ticks_a_s if ticks_a_s else 0.0
+
+
+def _asf_end(head: bytes, source: Source) -> int:
+    """End of the packets; indexes may follow (Advanced Systems Format Specification, section 5.1)."""
+    start = int.from_bytes(head[16:24], "little")
+    data = source.at(start, 24) if start < (source.size or 0) else b""
+    return start + int.from_bytes(data[16:24], "little") if data[:16] == _ASF_DATA else 0
+
+
+def _last_ogg_page(source: Source) -> tuple[bytes, int, int]:
+    """The file's last bytes, where in them a page begins last (-1: nowhere), and where that page ends in the file."""
+    first = max((source.size or 0) - _OGG_PAGE_BYTES, 0)
+    tail = source.at(first, _OGG_PAGE_BYTES)
+    at = tail.rfind(b"OggS\0")
+    count = tail[at + 26] if 0 <= at < len(tail) - 26 else 0
+    return tail, at, first + at + 27 + count + sum(tail[at + 27 :][:count])
+
+
 def _boxes_end(source: Source) -> int:
-    """End of the last top-level box of an MP4 (ISO/IEC 14496-12 section 4.2); a fragmented file has too many."""
-    offset, end = 0, source.size or 0
-    for _ in range(_MAX_BOXES):
+    """End of the last top-level box of an MP4 (ISO/IEC 14496-12 section 4.2), or of what a segment index counts.
+
+    A fragmented file may have too many boxes to look at them all.
+    """
+    offset, end, promised = 0, source.size or 0, 0
+    for _ in range(_MAX_BOXES_IN_MEMORY if isinstance(source.file, io.BytesIO) else _MAX_BOXES):
         if offset >= end:  # by a size of up to 2^64: no place to look at
-            return offset
+            return max(offset, promised)
         header = source.at(offset, 16)
         if len(header) < 8:
-            return offset
+            return max(offset, promised)
         size = int.from_bytes(header[:4], "big")
         if size == 1 and len(header) == 16:
             (size,) = struct.unpack(">Q", header[8:16])
         if size < 8:  # 0: up to the end of the file
-            return 0
+            return promised
+        if header[4:8] == b"sidx" and size <= _MAX_SIDX_BYTES:
+            promised = max(promised, offset + size + _indexed_bytes(source.at(offset + 8, size - 8)))
         offset += size
-    return 0
+    return promised
+
+
+def _indexed_bytes(sidx: bytes) -> int:
+    """How many bytes behind a segment index it counts; ISO/IEC 14496-12 section 8.16.3."""
+    width = 8 if sidx[:1] == b"\1" else 4
+    at = 12 + 2 * width  # behind version, id, timescale, a time and an offset
+    before, count = int.from_bytes(sidx[at - width : at], "big"), int.from_bytes(sidx[at + 2 : at + 4], "big")
+    entries = sidx[at + 4 :][: 12 * count]
+    sizes = struct.iter_unpack(">I8x", entries[: len(entries) // 12 * 12])
+    return before + sum(int(size) & 0x7FFFFFFF for (size,) in sizes)

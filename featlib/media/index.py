@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
-from featlib.media.envelope import missing_bytes
+from featlib.media.envelope import is_ended, missing_bytes, promised_s
 from featlib.media.fields import SecondFields
 from featlib.media.gaps import MOST_DELAYED, filled, is_wild
-from featlib.media.open import AV_ERRORS, OpenVideo, said
+from featlib.media.open import AV_ERRORS, OpenVideo, last_end_s, said
 from featlib.media.source import Source
 from featlib.media.times import NO_PTS, Bools, FrameTimes, Int64s
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _MOST_TICKS = 1 << 62
+_MOST_SLACK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def read_index(
     packets = _read_packets(video, demuxed, progress)
     if not packets.num_frames.any():
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
-    cut = _cut(video, source, packets)
+    cut = _cut(video, source, packets, progress)
     if is_timed_by_decoding(video) and _has_b_frames(video, packets):
         return _timed_by_decoding(video, packets, cut)
     return timed(video, packets, cut)
@@ -211,13 +212,33 @@ def _fields(video: OpenVideo) -> SecondFields | None:
     return fields if fields.may_occur or video.format in ("mpegts", "mpeg") else None
 
 
-def _cut(video: OpenVideo, source: Source, packets: Packets) -> str | None:
+def _cut(video: OpenVideo, source: Source, packets: Packets, progress: Callable[[], None]) -> str | None:
     if video.reader.ended_at is not None:
         return f"the store gave {video.reader.ended_at} of {source.size} bytes"
     missing = missing_bytes(source)
     if missing:
         return f"the file is {missing} bytes shorter than it says"
-    return None if packets.failure is None else f"reading broke off ({packets.failure})"
+    if packets.failure is not None:
+        return f"reading broke off ({packets.failure})"
+    if not is_ended(source):
+        return "the file ends before the page that is marked as its last"
+    return _cut_by_time(video, source, packets, progress)
+
+
+def _cut_by_time(video: OpenVideo, source: Source, packets: Packets, progress: Callable[[], None]) -> str | None:
+    """What was promised may be rounded, hold the last frame for long, or be that of longer sound, which is looked at
+    where frames alone do not reach it."""
+    promise_s, ticks = promised_s(source), np.sort(packets.pts[packets.pts != NO_PTS])
+    if not promise_s or not len(ticks):
+        return None
+    tick_s = float(_time_base(video))
+    end_s = float(ticks[-1] + max(int(packets.duration[-1]), 0)) * tick_s
+    longest_s = float(np.diff(ticks).max()) * tick_s if len(ticks) > 1 else promise_s
+    slack_s = max(min(_MOST_SLACK_S, promise_s / 20), 2 * longest_s)
+    if end_s + slack_s < promise_s and len(video.container.streams) > 1:
+        end_s = max(end_s, last_end_s(video, source, progress))
+    is_cut = end_s + slack_s < promise_s
+    return f"the file ends after {end_s:.2f} of the {promise_s:.2f} s that it says" if is_cut else None
 
 
 def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:

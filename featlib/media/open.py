@@ -1,6 +1,7 @@
 """Opening a container so that neither its name, its content nor its size can make FFmpeg do anything else."""
 
 import errno
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,6 +143,25 @@ def _leave_out_others(container: "InputContainer", stream: "VideoStream") -> Non
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
+
+
+def last_end_s(video: OpenVideo, source: Source, progress: Callable[[], None]) -> float:
+    """When the last packet of any stream ends; infinity where that cannot be read.
+
+    Raises:
+        FeatlibError: What the store raised.
+    """
+    context, reader, end_s = video.stream.codec_context, source.reader(progress), 0.0
+    try:
+        with _container(reader, context.width * context.height) as container:
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base:
+                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except (MediaError, *AV_ERRORS):
+        end_s = math.inf
+    if reader.failure is not None:
+        raise reader.failure
+    return end_s
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -26,7 +26,7 @@ class PixelStore:
     Args:
         frames: By key, the frame ordinals that are needed, ascending: one row each.
         specs: By key.
-        allocate: Called once, with the first frame.
+        allocate: Called once, when the size of frames is known.
     """
 
     def __init__(self, frames: dict[str, Int64s], specs: dict[str, PixelSpec], allocate: Allocate) -> None:
@@ -37,10 +37,21 @@ class PixelStore:
         self._is_there = {key: np.zeros(len(ordinals), dtype=np.bool_) for key, ordinals in self._frames.items()}
         self._next_row = dict.fromkeys(self._frames, 0)  # nearly always the row of the frame that comes
 
+    @property
+    def awaits_size(self) -> bool:
+        """Whether no frame came yet, and the size of finished ones follows from that of the source."""
+        specs = (self._specs[key] for key in self._frames)
+        return self._arrays is None and any(spec.crop is None and len(spec.resize) < 2 for spec in specs)
+
+    def begin(self, height: int, width: int) -> None:
+        """Makes place for frames of this size; those of another are fitted to it."""
+        self._arrays = self._allocate({key: self._shape(key, height, width) for key in self._frames})
+
     def put(self, ordinal: int, rgb: UInt8) -> None:
-        """Finishes one frame for every preprocessing that needs it."""
+        """Finishes one frame for every preprocessing that needs it; the first begins, where nobody did."""
         if self._arrays is None:
-            self._arrays = self._allocate({key: self._shape(key, rgb) for key in self._frames})
+            self.begin(*rgb.shape[:2])
+        assert self._arrays is not None
         for key, ordinals in self._frames.items():
             row = self._row(key, ordinals, ordinal)
             if row < len(ordinals) and ordinals[row] == ordinal:
@@ -56,9 +67,8 @@ class PixelStore:
         is_next = row < len(ordinals) and ordinals[row] >= ordinal and (row == 0 or ordinals[row - 1] < ordinal)
         return row if is_next else int(np.searchsorted(ordinals, ordinal))
 
-    def _shape(self, key: str, rgb: UInt8) -> tuple[int, int, int, int]:
-        height, width = output_size(self._specs[key], rgb.shape[0], rgb.shape[1])
-        return len(self._frames[key]), height, width, 3
+    def _shape(self, key: str, height: int, width: int) -> tuple[int, int, int, int]:
+        return len(self._frames[key]), *output_size(self._specs[key], height, width), 3
 
     def forget(self, is_lost: Callable[[Int64s], npt.NDArray[np.bool_]]) -> int:
         """Takes out rows whose ordinals are lost and moves the others up; returns how many rows are missing now."""

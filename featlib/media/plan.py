@@ -132,24 +132,36 @@ def _shares(times: FrameTimes, low: int, high: int, time_range: TimeRange) -> Fl
 def num_segments(
     index: PacketIndex, picked: Picked, wants: tuple[Want, ...], frame_bytes: dict[str, int], limits: Limits
 ) -> int:
-    """How many segments keep the pixels of each below ``unit_bytes`` on average, and its clips within ``unit_clips``.
+    """How many segments keep the pixels of each below ``unit_bytes`` on average and below twice that in every one, but
+    for what clips take beyond its last frame, and its clips within ``unit_clips``.
 
     Args:
         frame_bytes: By pixel spec key, bytes of one finished frame.
     """
     frames = _frames_by_key(wants, {label: LabelClips(p, "", 0, len(p)) for label, p in picked.picks.items()})
     total = sum(len(ordinals) * frame_bytes[key] for key, ordinals in frames.items())
-    num_clips = sum(map(len, picked.picks.values()))
-    n = max(min(-(-total // limits.unit_bytes), picked.high - picked.low), -(-num_clips // limits.unit_clips), 1)
-    while n < num_clips and _most_clips(index, picked, n) > limits.unit_clips:
+    num_clips, num_frames = sum(map(len, picked.picks.values())), picked.high - picked.low
+    n = max(min(-(-total // limits.unit_bytes), num_frames), -(-num_clips // limits.unit_clips), 1)
+    while n < max(num_clips, num_frames):
+        seams = [_seam(index, picked, k, n) for k in range(n + 1)]
+        is_heavy = n < num_frames and _most_bytes(frames, frame_bytes, seams) > 2 * limits.unit_bytes
+        is_long = n < num_clips and _most_clips(picked, seams) > limits.unit_clips
+        if not is_heavy and not is_long:
+            break
         n *= 2
     return n
 
 
-def _most_clips(index: PacketIndex, picked: Picked, n: int) -> int:
-    """In one of ``n`` segments, of all models together."""
-    seams = [_seam(index, picked, k, n) for k in range(n + 1)]
+def _most_clips(picked: Picked, seams: Sequence["_Seam"]) -> int:
+    """In one segment, of all models together."""
     return int(np.diff(sum(_clips_before(picks, seams) for picks in picked.picks.values())).max())
+
+
+def _most_bytes(frames: dict[str, Int64s], frame_bytes: dict[str, int], seams: Sequence["_Seam"]) -> int:
+    """Of the frames that lie in one segment, in all preprocessings together."""
+    ends = [seam.frame for seam in seams]
+    before = sum(np.searchsorted(ordinals, ends) * frame_bytes[key] for key, ordinals in frames.items())
+    return int(np.diff(before).max())
 
 
 def read_plan(index: PacketIndex, picked: Picked, wants: tuple[Want, ...], segment: Segment) -> ReadPlan:

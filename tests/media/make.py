@@ -1,5 +1,6 @@
 """Small videos with known content and times, written with PyAV."""
 
+import io
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -9,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 METADATA: dict[str, Any] = {"metadata_errors": "replace"} if av.__version__ < "19" else {}
 
@@ -71,6 +73,19 @@ def write_audio(path: Path) -> Path:
     """A file with sound and no picture."""
     with av.open(str(path), "w") as container:
         _add_tone(container, Fraction(1))
+    return path
+
+
+def write_still(path: Path, image: Image.Image) -> Path:
+    """A MOV whose one frame is a PNG."""
+    still = io.BytesIO()
+    image.save(still, "PNG", compress_level=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = *image.size, "rgb24"
+        packet = av.Packet(still.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
+        container.mux(packet)
     return path
 
 

@@ -20,7 +20,7 @@ from featlib.media.open import CODECS, DECODERS, PROBED_SOUND, open_video
 from featlib.media.source import Source
 from featlib.spec import Decoded
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import damaged, decoded, packets, write_audio, write_video
+from tests.media.make import damaged, decoded, packets, picture, write_audio, write_still, write_video
 
 
 def _outcome(result: Decoded) -> tuple[str, str | None]:
@@ -92,6 +92,137 @@ def test_containers_that_end_quietly_are_partial_all_the_same(
     kept = _kept(result, decode(videos[kind]))
     assert 20 < len(kept) < 40
     assert kept == list(range(len(kept)))
+
+
+_FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
+
+
+def _with_mehd(data: bytes, seconds: int) -> bytes:
+    """A fragmented MP4 that says how long all its fragments are: ISO/IEC 14496-12 section 8.8.2."""
+    (ticks_a_s,) = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)
+    at = data.index(b"mvex") + 4
+    made = bytearray(data[:at] + struct.pack(">I4sII", 16, b"mehd", 0, seconds * ticks_a_s) + data[at:])
+    for name in (b"mvex", b"moov"):
+        box = bytes(made).index(name) - 4
+        struct.pack_into(">I", made, box, struct.unpack_from(">I", made, box)[0] + 16)
+    return bytes(made)
+
+
+def _as_streamed(data: bytes) -> bytes:
+    """A Matroska file whose segment has no known length, with its duration all the same."""
+    at = data.index(b"\x18\x53\x80\x67") + 4
+    return data[:at] + b"\x01" + b"\xff" * 7 + data[at + 8 :]
+
+
+def _flv_number(data: bytes, name: bytes, value: float) -> bytes:
+    at = data.index(name + b"\0") + len(name) + 1
+    return data[:at] + struct.pack(">d", value) + data[at + 8 :]
+
+
+def _whole(folder: Path, kind: str) -> tuple[Path, list[int]]:
+    """A sound file of 40 frames in 2 s, and places where it may be cut so that the demuxer finds no fault."""
+    name, _, how = kind.partition(" ")
+    path, closed = folder / f"whole.{name}", {"x264-params": "scenecut=0:open-gop=0"}
+    if name == "asf":
+        data = write_video(path, codec="wmv2").read_bytes()
+        return path, [len(data) * percent // 100 for percent in (50, 60, 90)]
+    if name == "ogv":
+        quick = {"cpu-used": "5", "deadline": "good"}
+        data = write_video(path, codec="libvpx", gop=5, options=quick).read_bytes()
+        pages = _all(data, b"OggS\0")
+        return path, [pages[-1], pages[-1] - 300, pages[-1] + 20, len(data) - 300]
+    written = {"movflags": _FRAGMENTED + "+global_sidx" * (how == "sidx")} if name == "mp4" else {}
+    data = write_video(path, options=closed, container_options=written).read_bytes()
+    if how == "mehd":
+        data = _with_mehd(data, 2)
+    if name == "mkv":
+        data = _as_streamed(data)
+    path.write_bytes(data)
+    if name == "mp4":
+        return path, [at - 4 for at in _all(data, b"moof")[1:]]
+    if name == "ts":
+        return path, [len(data) // 188 // 2 * 188]
+    return path, [position - (11 + 5) * (name == "flv") for _, _, _, position in packets(path)[5:37:8]]
+
+
+SAYS_HOW_LONG = ("asf", "ogv", "flv", "mkv", "mp4 sidx", "mp4 mehd")
+
+
+@pytest.mark.parametrize("kind", SAYS_HOW_LONG)
+def test_a_cut_that_the_demuxer_does_not_see_is_partial_by_what_the_container_promises(
+    tmp_path: Path, kind: str
+) -> None:
+    whole, places = _whole(tmp_path, kind)
+    assert _outcome(decode(whole)) == ("ok", None)
+    assert len(places) > 1
+    for place in places:
+        path = tmp_path / f"cut{whole.suffix}"
+        path.write_bytes(whole.read_bytes()[:place])
+        result = decode(path)
+        assert _outcome(result) == ("partial", "truncated"), place
+        assert 0 < len(_kept(result, decode(whole))) < 40 or kind == "asf"
+
+
+def test_a_cut_in_the_second_list_of_a_large_avi_is_told_by_its_length(tmp_path: Path, videos: dict[str, Path]) -> None:
+    path = tmp_path / "a.avi"
+    more = struct.pack("<4sI4s", b"RIFF", 1004, b"AVIX") + bytes(1000)
+    path.write_bytes(videos["avi"].read_bytes() + more)
+    assert _outcome(decode(path)) == ("ok", None)
+    path.write_bytes(videos["avi"].read_bytes() + more[:-300])
+    result = decode(path)
+    assert _outcome(result) == ("partial", "truncated")
+    assert "300 bytes shorter" in (result.error_message or "")
+
+
+@pytest.mark.parametrize("kind", ["ts", "mp4"])
+def test_a_cut_between_two_packets_of_what_promises_nothing_cannot_be_told(tmp_path: Path, kind: str) -> None:
+    """The only containers with checks of any kind where a cut may pass; program streams promise nothing at all."""
+    whole, (place, *_) = _whole(tmp_path, kind)
+    path = tmp_path / f"cut{whole.suffix}"
+    path.write_bytes(whole.read_bytes()[:place])
+    result = decode(path)
+    assert _outcome(result) == ("ok", None)
+    assert len(result.clips["m"]) < 40
+
+
+def test_what_is_promised_may_be_that_of_longer_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.flv"
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("flv", rate=20), container.add_stream("aac", rate=44100)
+        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        for i in range(4 * 44100 // 1024):
+            heard = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            heard.pts, heard.rate, heard.time_base = i * 1024, 44100, Fraction(1, 44100)
+            container.mux(sound.encode(heard))
+            if i < 40:
+                shown = av.VideoFrame.from_ndarray(picture(i), format="rgb24").reformat(format="yuv420p")
+                shown.pts, shown.time_base = i, Fraction(1, 20)
+                container.mux(video.encode(shown))
+        container.mux(sound.encode(None))
+        container.mux(video.encode(None))
+    data = path.read_bytes()
+    path.write_bytes(_flv_number(data, b"filesize", 0.0))
+    assert _outcome(decode(path)) == ("ok", None)
+    path.write_bytes(_flv_number(_flv_number(data, b"filesize", 0.0), b"duration", 8.0))
+    assert _outcome(decode(path)) == ("partial", "truncated")
+
+
+def test_a_duration_that_is_wrong_does_not_outweigh_bytes_that_are_all_there(tmp_path: Path) -> None:
+    for kind in ("flv", "flv without size"):
+        whole, _ = _whole(tmp_path, "flv")
+        data = _flv_number(whole.read_bytes(), b"duration", 30.0 if kind == "flv" else float("nan"))
+        whole.write_bytes(data if kind == "flv" else _flv_number(data, b"filesize", 0.0))
+        assert _outcome(decode(whole)) == ("ok", None)
+
+
+def test_a_last_frame_that_is_shown_as_long_as_others_were_is_no_cut(tmp_path: Path) -> None:
+    """Slides: the container's duration ends with the last of them, the frames do with its beginning."""
+    path = write_video(tmp_path / "a.flv", frames=4, pts=[0, 40, 100, 140])
+    data = _flv_number(path.read_bytes(), b"filesize", 0.0)
+    path.write_bytes(_flv_number(data, b"duration", 9.5))
+    assert _outcome(decode(path)) == ("ok", None)
+    path.write_bytes(_flv_number(data, b"duration", 20.0))
+    assert _outcome(decode(path)) == ("partial", "truncated")
 
 
 def test_a_cut_transport_stream_is_partial(tmp_path: Path, videos: dict[str, Path]) -> None:
@@ -251,15 +382,7 @@ def test_a_huge_picture_in_a_small_file_is_not_decoded_while_opening(tmp_path: P
 @pytest.mark.parametrize("side", [12000, 8000])
 def test_a_huge_png_in_a_small_mov_is_not_decoded_while_opening(tmp_path: Path, side: int) -> None:
     """Less than 1 MB that would be 432 MB of pixels; and 192 MB, with no more pixels than a frame may have."""
-    still = io.BytesIO()
-    Image.new("RGB", (side, side)).save(still, "PNG", compress_level=1)
-    path = tmp_path / "a.mov"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("png", rate=1)
-        stream.width, stream.height, stream.pix_fmt = side, side, "rgb24"
-        packet = av.Packet(still.getvalue())
-        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1)
-        container.mux(packet)
+    path = write_still(tmp_path / "a.mov", Image.new("RGB", (side, side)))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; see proc(5)
     before = _peak_kb()
     assert _outcome(decode(path)) == ("failed", "unsupported_codec")

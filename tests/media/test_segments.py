@@ -1,8 +1,10 @@
 """Cutting an item into segments changes nothing: same clips, same pixels, nothing twice, nothing lost."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from featlib.media.limits import Limits
 from featlib.spec import Decoded, MediaItem, PixelSpec, Segment
 from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import decoded, write_video
+from tests.media.make import decoded, packets, write_video
 
 KINDS = (
     "plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split()  # noqa: SIM905
@@ -67,6 +69,36 @@ def test_avi_with_b_frames_is_always_decoded_from_the_start(videos: dict[str, Pa
     assert facts.frames_decoded == 40
 
 
+def _with_packets_without_a_picture(avi: Path, behind: set[int], to: Path) -> Path:
+    """A copy with pictures that are not coded, and long enough to pass for coded ones: ISO/IEC 14496-2, vop_coded."""
+    data, movi, index = avi.read_bytes(), b"movi", b""
+    at = data.index(b"movi") - 8
+    for i, (_, length, is_key, position) in enumerate(packets(avi)):
+        packet = data[position : position + length]
+        for part in (packet, *[b"\0\0\1\xb6\x50\0\0\x7f" + b"\xff" * 8] * (i in behind)):
+            index += struct.pack("<4sIII", b"00dc", 0x10 * (is_key and part is packet), len(movi), len(part))
+            movi += struct.pack("<4sI", b"00dc", len(part)) + part + bytes(len(part) % 2)
+    lists = struct.pack("<4sI", b"LIST", len(movi)) + movi + struct.pack("<4sI", b"idx1", len(index)) + index
+    made = bytearray(data[:at] + lists)
+    struct.pack_into("<I", made, 4, len(made) - 8)
+    to.write_bytes(made)
+    return to
+
+
+@pytest.mark.parametrize("sampling", ["all", "uniform:6"])
+def test_segments_of_counted_frames_know_how_many_come_out(
+    tmp_path: Path, videos: dict[str, Path], sampling: str
+) -> None:
+    path = _with_packets_without_a_picture(videos["avi_b"], {20, 27}, tmp_path / "a.avi")
+    whole = decode(path, want(sampling))
+    assert (whole.status, len(decoded(path))) == ("ok", 40)
+    small = Limits(unit_bytes=whole.frames[WHOLE.key].nbytes // 2)
+    assert decode(path, want(sampling), n=0, limits=small).segment.n == 2
+    parts = [decode(path, want(sampling), k=k, n=2) for k in range(2)]
+    assert [part.status for part in parts] == ["ok", "ok"]
+    assert _rows(parts, "m") == _rows([whole], "m")
+
+
 @pytest.mark.parametrize("kind", ["plain", "open_gop", "avi_b"])
 def test_a_range_is_cut_into_segments_of_the_range(videos: dict[str, Path], kind: str) -> None:
     whole = decode(videos[kind], *WANTS, start_s=0.6, end_s=1.5)
@@ -86,6 +118,30 @@ def test_number_of_segments_follows_from_the_pixels(videos: dict[str, Path]) -> 
     two = decode(videos["plain"], want("all"), want("all", small, "s"), n=0, limits=limits)
     assert (two.segment.k, two.segment.n) == (0, 5)  # 40 * (46080 + 2880) bytes over 460800
     assert decode(videos["plain"], n=0).segment == Segment(0, 1)
+
+
+def test_no_segment_holds_much_more_than_its_share_where_frames_come_unevenly(tmp_path: Path) -> None:
+    """20 frames of 16 ticks, 400 of one and one for long: a twelfth of the item, by time and frames, is half of the
+    frames that are wanted."""
+    pts = [*range(0, 320, 16), *range(320, 720), 100_000]
+    path = write_video(tmp_path / "a.mkv", frames=len(pts), pts=pts, size=(32, 32))
+    wants = want("fps:1.25"), want(clips(8, fps=Fraction(5, 4)), label="c")
+    limits = Limits(unit_bytes=4 * 32 * 32 * 3)
+    whole = decode(path, *wants)
+    first = decode(path, *wants, n=0, limits=limits)
+    parts = [first, *(decode(path, *wants, k=k, n=first.segment.n) for k in range(1, first.segment.n))]
+    num_frames = [len(part.frames.get(WHOLE.key, ())) for part in parts]
+    assert sum(num_frames) >= 46
+    assert max(num_frames) <= 2 * 4 + 7, "eight of its own, and those that a clip takes of the next"
+    assert max(len({i for clip in part.clips["m"] for i in clip.frame_idx}) for part in parts) <= 8
+    assert first.segment.n < 200
+    for label in ("m", "c"):
+        assert _rows(parts, label) == _rows([whole], label)
+
+
+def test_clips_longer_than_a_segment_may_be_do_not_make_a_segment_of_each_frame(videos: dict[str, Path]) -> None:
+    limits = Limits(unit_bytes=5 * 160 * 96 * 3)
+    assert decode(videos["plain"], want(clips(30, hop=1)), n=0, limits=limits).segment.n == 8
 
 
 def test_frames_shared_by_models_are_kept_once(videos: dict[str, Path]) -> None:
@@ -126,6 +182,48 @@ def test_a_segment_is_cut_as_those_before_it_were(videos: dict[str, Path]) -> No
     mkv = MediaItem("id", str(videos["mkv"]))
     part = decode_item(mkv, (want("all"),), Segment(1, 4, "tables"), store_options=StoreOptions(), limits=Limits())
     assert (part.status, part.error_class, part.segment) == ("failed", "corrupt", Segment(1, 4, "tables"))
+
+
+def _two_sizes(folder: Path, kind: str) -> Path:
+    """Ten frames of 160x96, then ten of another size."""
+    later = (96, 160) if kind == "turned" else (320, 192)
+    codec, ending = ("mjpeg", "avi") if kind == "mkv" else ("libx264", "ts")
+    options = {"strict": "unofficial"} if kind == "mkv" else {"x264-params": "scenecut=0:open-gop=0"}
+    first, second = (
+        write_video(folder / f"{start}.{ending}", codec=codec, frames=10, size=size, start=start, options=options)
+        for start, size in ((0, (160, 96)), (10, later))
+    )
+    path = folder / f"both.{ending}"
+    if ending == "ts":
+        path.write_bytes(first.read_bytes() + second.read_bytes())
+        return path
+    path = path.with_suffix(".mkv")
+    with av.open(str(path), "w") as to:
+        for start, source in ((0, first), (10, second)):
+            with av.open(str(source)) as container:
+                stream = to.streams.video[0] if start else to.add_stream_from_template(container.streams.video[0])
+                for i, packet in enumerate([p for p in container.demux(video=0) if p.size]):
+                    packet.stream, packet.time_base = stream, Fraction(1, 20)
+                    packet.pts = packet.dts = start + i
+                    to.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("pixels", [WHOLE, PixelSpec((24,), None)])
+@pytest.mark.parametrize("kind", ["larger", "turned", "mkv"])
+def test_frames_of_a_stream_that_changes_their_size_are_as_the_first_in_all_segments(
+    tmp_path: Path, kind: str, pixels: PixelSpec
+) -> None:
+    path = _two_sizes(tmp_path, kind)
+    wants = (want("all", pixels),)
+    whole = decode(path, *wants)
+    shape = (96, 160) if pixels is WHOLE else (24, 40)
+    assert (whole.status, whole.frames[pixels.key].shape) == ("ok", (20, *shape, 3))
+    parts = [decode(path, *wants, k=k, n=2) for k in range(2)]
+    together = np.concatenate([part.frames[pixels.key] for part in parts])
+    assert np.array_equal(together, whole.frames[pixels.key])
+    sparse = decode(path, want("uniform:1", pixels))
+    assert np.array_equal(sparse.frames[pixels.key][0], whole.frames[pixels.key][10])
 
 
 LONG_SHOWN = {

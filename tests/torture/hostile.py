@@ -7,6 +7,7 @@ seed.
 import io
 import os
 import struct
+import threading
 import zipfile
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,14 +19,14 @@ import numpy as np
 from PIL import Image
 
 from featlib.errors import MEDIA_ERROR_CLASSES
-from tests.media.make import picture, write_audio, write_video
+from tests.media.make import picture, write_audio, write_still, write_video
 
 LAWFUL_CLASSES = frozenset(MEDIA_ERROR_CLASSES) - {"internal_error", "store_unavailable"}
 """What a bad local file may end in: the first of the others is a defect of featlib, and no store is involved."""
 
 ELSEWHERE = "samples-elsewhere-"
 CUTS = (1, 10, 50, 90, 99)
-_ENDINGS = ("mp4", "mov", "mkv", "avi", "ts", "webm", "mpg", "flv", "gif", "png", "jpg", "webp")
+_ENDINGS = ("mp4", "mov", "mkv", "avi", "ts", "webm", "mpg", "flv", "gif", "png", "jpg", "webp", "asf", "ogv")
 
 
 def sound(folder: Path) -> dict[str, Path]:
@@ -45,6 +46,10 @@ def sound(folder: Path) -> dict[str, Path]:
     write_video(found["webm"], codec="libvpx", options=quick, container_options=same_ids)
     write_video(found["mpg"], codec="mpeg2video", rate=Fraction(25))
     write_video(found["flv"], options=closed)
+    write_video(found["asf"], codec="wmv2", container_options=same_ids)
+    write_video(
+        found["ogv"], codec="libvpx", gop=5, options=quick, container_options=same_ids
+    )  # pages end at keyframes
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     for ending in ("gif", "png", "jpg", "webp"):
         Image.fromarray(noise).save(found[ending])
@@ -130,6 +135,7 @@ def _shapes(folder: Path) -> Iterator[Path]:
     yield folder / "tiny-1x1.png"
     Image.new("1", (16_000, 16_000)).save(folder / "bomb-16000x16000.png")
     yield folder / "bomb-16000x16000.png"
+    yield write_still(folder / "bomb-16000x16000-png.mov", Image.new("1", (16_000, 16_000)))
     Image.new("L", (12_000, 12_000)).save(folder / "bomb-12000x12000.jpg", quality=10)
     yield folder / "bomb-12000x12000.jpg"
     Image.new("RGB", (1, 20_000)).save(folder / "thin-1x20000.png")
@@ -262,6 +268,7 @@ def _not_files(folder: Path, canary: Path) -> Iterator[Path]:
     yield folder / "folder.mp4"
     os.mkfifo(folder / "pipe.mp4")
     yield folder / "pipe.mp4"
+    yield _endless(folder / "endless-pipe.mp4")
     (folder / "dangling.mp4").symlink_to(folder / "nowhere")
     yield folder / "dangling.mp4"
     (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
@@ -273,6 +280,19 @@ def _not_files(folder: Path, canary: Path) -> Iterator[Path]:
     with (folder / "hollow-terabyte.mp4").open("wb") as file:
         file.truncate(1 << 40)
     yield folder / "hollow-terabyte.mp4"
+
+
+def _endless(path: Path) -> Path:
+    """A pipe that is written to as long as anybody reads, until this process ends."""
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR)  # so that nobody waits for a reader
+
+    def write() -> None:
+        while True:
+            os.write(descriptor, bytes(1 << 16))
+
+    threading.Thread(target=write, daemon=True).start()
+    return path
 
 
 def mutant(data: bytes, seed: int) -> bytes:

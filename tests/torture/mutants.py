@@ -60,7 +60,7 @@ class Outcomes:
 
 
 def torture(folder: Path, total: int, first_seed: int) -> tuple[Tally, Outcomes]:
-    """Decodes ``total`` mutants, of each kind of file in turn; and, with every twelfth, a sound file, which must come
+    """Decodes ``total`` mutants, of each kind of file in turn; and, once in a round, a sound file, which must come
     out as from a process that has met no mutant."""
     tally, outcomes = Tally("mutants of sound files"), Outcomes()
     files = sorted(sound(folder / "sound").items())

@@ -32,6 +32,10 @@ _MOST_S = 30.0
 _MOST_MB = 2048
 _MOST_ACTOR_MB = 512  # 200 of its own, and the pixels of a unit in a few forms
 _MUTANTS = 60
+_UNSEEN = {
+    "cut-50.ts": "between two packets; the container has no end, no length and no number of frames",
+    "cut-50.mpg": "nothing says how long it is, and the one picture that lacks bytes is none of the four wanted",
+}
 
 
 class Honeypot:
@@ -189,6 +193,16 @@ def test_every_file_has_one_outcome_and_the_job_ends_well(done: Job, mixed: list
     names = [media_id.partition("-")[2] for media_id in costly.media_id]
     assert names == ["thin-1x20000.png"], told  # its short side at 256, as the preset says, it has four gigabytes
     assert set(costly.error_class) == {"out_of_memory"}, told
+
+
+def test_what_was_cut_is_not_ok(done: Job, files: list[Path]) -> None:
+    """At 99 % some lack no more than an index or padding."""
+    cut = [path.name for path in files if path.name.startswith("cut-") and not path.name.startswith("cut-99")]
+    assert len(cut) == 4 * 14
+    outcomes = _outcomes(done)
+    is_ok = outcomes[outcomes.status == "ok"].media_id.str.partition("-")[2]
+    assert set(is_ok) & set(cut) == set(_UNSEEN)
+    assert next(path for path in files if path.name == "cut-50.ts").stat().st_size % 188 == 0
 
 
 def test_nothing_took_longer_or_more_than_the_job_allows(done: Job, mixed: list[Path]) -> None:
