@@ -157,8 +157,7 @@ class Run:
 
     def _all_published(self) -> bool:
         """Waits for the publisher; False when what it did gave new work."""
-        while published := self._publisher.wait():  # what became of them may be the last of a shard
-            self._settle(published)
+        self._settle(self._publisher.wait())  # also for what is asked for meanwhile
         return not self._later.num_units and not self._alone
 
     def _next_units(self, files: "Iterator[_UnitsFile]") -> "_UnitsFile":

@@ -158,7 +158,8 @@ class _Trial:
         status, said = self._run(flip)
         if status == 0:
             if not flip.key.startswith(("features/", "outcomes/")) or self._raw.read(flip.key) != flip.spoilt:
-                return "the truth", wrong_at_end(self._store, self._scene)
+                # Of what one label had published already, the other's damaged piece has it done again for both.
+                return "the truth", wrong_at_end(self._store, self._scene, more=int(_kind(flip.key) == "stage"))
             # Published before, and not looked at by this run.
             damaged = [text for label in LABELS for text in self._verified(label)]
             wrong = (
