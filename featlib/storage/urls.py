@@ -65,6 +65,8 @@ def _checked_s3(rest: str, text: str) -> str:
         )
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(f"{redact(text)!r}: {bucket!r} is not a bucket name; write s3://bucket/key")
+    if not {".", ".."}.isdisjoint(rest.split("/")):
+        raise ConfigError(f"{redact(text)!r}: '.' and '..' mean nothing in a bucket; write the key out")
     return f"s3://{rest}"
 
 
@@ -94,13 +96,13 @@ def folder_of(url: str) -> str:
 def resolve(uri: str, base: str, *, local_media: bool = False) -> str:
     """``uri`` as an absolute path or URL; a relative one starts from the folder ``base``.
 
-    ``..`` is worked out in a bucket and may not leave it; a local ``..`` is kept, since links decide what it means.
+    There is no ``..`` in a bucket; a local one is kept, since links decide what it means.
 
     Args:
         local_media: A local path may be named while ``base`` is remote.
 
     Raises:
-        ConfigError: The URI is not allowed, leaves the bucket, or names a local path while ``base`` is remote.
+        ConfigError: The URI is not allowed, goes up in a bucket, or names a local path while ``base`` is remote.
     """
     url = check_url(uri)
     if is_s3(url):
@@ -118,23 +120,10 @@ def resolve(uri: str, base: str, *, local_media: bool = False) -> str:
     parts = [part for part in url.split("/") if part not in ("", ".")]
     if not parts:
         raise ConfigError(f"{redact(uri)!r}: names no file")
-    if not is_s3(base):
-        return "/".join((base, *parts))
-    bucket, prefix = split_s3(base)
-    return f"s3://{bucket}/{_inside(prefix, parts, uri)}"
+    if is_s3(base) and ".." in parts:
+        raise ConfigError(f"{redact(uri)!r}: '..' is not followed in a bucket; write the whole s3:// URL")
+    return "/".join((base, *parts))
 
 
 def _is_plain(path: str) -> bool:
     return not path.startswith(".") and "/." not in path and "//" not in path
-
-
-def _inside(prefix: str, parts: list[str], uri: str) -> str:
-    found = [part for part in prefix.split("/") if part]
-    for part in parts:
-        if part != "..":
-            found.append(part)
-        elif found:
-            found.pop()
-        else:
-            raise ConfigError(f"{redact(uri)!r}: leaves the bucket")
-    return "/".join(found)
