@@ -69,6 +69,18 @@ def _add_tone(container: "av.container.OutputContainer", seconds: Fraction) -> N
         container.mux(stream.encode(frame))
 
 
+def with_sound(path: Path, to: Path, seconds: Fraction) -> Path:
+    """The packets of a video as they are, with sound beside them."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        _add_tone(target, seconds)
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return to
+
+
 def write_audio(path: Path) -> Path:
     """A file with sound and no picture."""
     with av.open(str(path), "w") as container:

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from tests.media.conftest import WHOLE, clips, decode, want
-from tests.media.make import as_avi_in_matroska, decoded, packets, picture, with_matrix, write_matroska, write_video
+from tests.media.make import (
+    as_avi_in_matroska,
+    decoded,
+    packets,
+    picture,
+    with_matrix,
+    with_sound,
+    write_matroska,
+    write_video,
+)
 
 
 def _starts(path: Path, **keys: float) -> list[float]:
@@ -249,8 +258,7 @@ def test_times_go_forward_whatever_rate_a_file_claims(tmp_path: Path, rate: floa
 
 
 def test_sound_beside_the_picture_changes_nothing(tmp_path: Path, videos: dict[str, Path]) -> None:
-    options = {"x264-params": "scenecut=0:open-gop=0"}
-    loud = write_video(tmp_path / "loud.mkv", b_frames=2, options=options, audio=True)
+    loud = with_sound(videos["mkv"], tmp_path / "loud.mkv", Fraction(8, 5))
     ours, plain = decode(loud), decode(videos["mkv"])
     assert [c.frame_s for c in ours.clips["m"]] == [c.frame_s for c in plain.clips["m"]]
     assert np.array_equal(ours.frames[WHOLE.key], plain.frames[WHOLE.key])
