@@ -75,7 +75,7 @@ def with_sound(path: Path, to: Path, seconds: Fraction) -> Path:
         stream = target.add_stream_from_template(source.streams.video[0])
         _add_tone(target, seconds)
         for packet in source.demux(source.streams.video[0]):
-            if packet.dts is not None:
+            if packet.size:
                 packet.stream = stream
                 target.mux(packet)
     return to
