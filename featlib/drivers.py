@@ -218,6 +218,15 @@ class Claim:
             self._outlive(driver)
         if earlier:
             self.check()
+        self._remove_beats()
+
+    def _remove_beats(self) -> None:
+        """Those of drivers whose claim is gone: somebody removed a damaged one, or a late beat came behind it."""
+        keys = [o.key for o in self._store.list(self._keys.drivers)]
+        claimed = {key.removesuffix(".claim") for key in keys if key.endswith(".claim")}
+        beats = [key for key in keys if key.endswith(".alive") and key.removesuffix(".alive") not in claimed]
+        if beats:
+            self._store.delete(beats)
 
     def check(self) -> None:
         """Makes sure, without waiting, that the claim stands and no earlier one has turned up."""

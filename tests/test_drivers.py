@@ -234,6 +234,17 @@ def test_time_without_an_answer_of_the_store_is_no_silence(store: Store, monkeyp
     assert looks > drivers.LEASE_S / (2 * drivers.LOOK_S), "one long wait is worth no more than a short one"
 
 
+def test_beats_without_a_claim_are_removed(store: Store) -> None:
+    """Whoever is told to remove a damaged claim leaves its heartbeat."""
+    store.put(f"{KEYS.drivers}/gone.alive", b"17")
+    with Claim(store, KEYS) as claim:
+        claim.settle()
+        assert store.stat(f"{KEYS.drivers}/gone.alive") is None
+        assert store.stat(f"{KEYS.drivers}/{claim.id}.claim") is not None
+        claim.check()
+    assert store.list(KEYS.drivers) == []
+
+
 def test_a_driver_that_was_silent_looks_before_it_puts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drivers, "BEAT_S", 1000.0)
     with Claim(store, KEYS) as claim:
