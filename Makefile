@@ -36,7 +36,7 @@ check: $(STAMP)  ## Runs the linter, the formatter's check and the type checker
 conformance: $(STAMP)  ## Holds every extractor to the conformance test; takes several minutes
 	$(BIN)/python -m pytest -m full tests/extractors $(ARGS)
 
-torture: $(STAMP)  ## Kills and breaks everything a thousand times; takes about two hours on two cores
+torture: $(STAMP)  ## Kills and breaks everything a thousand times; takes about two and a half hours on two cores
 	$(BIN)/python -m tests.torture $(ARGS)
 
 bench: $(BENCH_STAMP)  ## Measures featlib beside other programs and the limit of this machine; about two hours on two cores
