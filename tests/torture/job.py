@@ -96,8 +96,8 @@ class _Job:
         clips = folder / "clips"
         if not clips.exists():
             write_clips(clips, 8)
-            for path in clips.iterdir():
-                self.store("media").put(path.name, path.read_bytes())
+        for path in clips.iterdir():
+            self.store("media").put(path.name, path.read_bytes())
 
     def store(self, name: str) -> Store:
         return Store(f"s3://{self._bucket}/{name}", StoreOptions(self._endpoint_url))
