@@ -13,11 +13,12 @@ from featlib.config import ExtractConfig
 from featlib.drivers import Claim
 from featlib.layout import Keys
 from featlib.ledger import Ledger, Rows, changed_rows
+from featlib.leftovers import remove_late_pieces, remove_units
 from featlib.manifest import read_manifest
 from featlib.plan import Plan, PlanItems, grow, read_plan
 from featlib.progress import Reporter, SilentReporter
 from featlib.publisher import remove_history
-from featlib.run import Run, Task, sweep_units
+from featlib.run import Run, Task
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance, to_json
 from featlib.start import RayStart
@@ -92,7 +93,7 @@ def _claimed(
     with Claim(store, keys) as claim:
         shown.stage("reading the manifest")
         claim.settle()
-        sweep_units(store, keys, claim)
+        remove_units(store, keys, claim)
         # Again: a driver that ended meanwhile may have registered.
         partition.check(store, keys, _provenance(config, models))
         plan, selected = _plan(config, store, keys, options, claim)
@@ -108,7 +109,7 @@ def _claimed(
         if task.backlog.num_items:
             run.work()
         else:
-            run.sweep()
+            remove_late_pieces(store, keys, claim, provenance)
         on_event("before_summary", config.dataset)
         summary = _summary(task, run, selected, forward)
         if summary.did_work:

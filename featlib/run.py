@@ -12,8 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from featlib.backlog import Backlog
 from featlib.config import ExtractConfig
@@ -22,30 +20,20 @@ from featlib.errors import ConfigError, StoppedError
 from featlib.items import ItemReport
 from featlib.layout import Keys
 from featlib.ledger import Ledger
+from featlib.leftovers import clean_up
 from featlib.plan import PlanItems
 from featlib.pools import Pools
 from featlib.progress import Reporter
-from featlib.publisher import Published, PublisherThread, ShardPublisher, is_spent
-from featlib.sealed import seal_file, sealable
-from featlib.shards.commit import read_committed
+from featlib.publisher import Published, PublisherThread, ShardPublisher
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import piece_keys, read_heads, read_shards, rounds_of, stage
+from featlib.shards.staging import piece_keys, read_heads, rounds_of, stage
 from featlib.spec import MediaFacts, Segment
 from featlib.start import RayStart
 from featlib.storage import Store
 from featlib.summary import Seconds
-from featlib.work import (
-    UNITS,
-    UNITS_A_GROUP,
-    Unit,
-    UnitItem,
-    items_in_unit,
-    split_unit,
-    unit_from_row,
-    units_table,
-    videos_in_unit,
-)
+from featlib.units_file import UnitsFile
+from featlib.work import Unit, UnitItem, items_in_unit, split_unit, unit_from_row, videos_in_unit
 from featlib.workers import DECODE, MAX_ATTEMPTS, STOP, died_report, finished_entry, moving_report
 
 if TYPE_CHECKING:
@@ -87,7 +75,7 @@ class Run:
     def __init__(self, task: Task, claim: Claim, shown: Reporter, on_event: Event) -> None:
         self._task, self._claim, self._shown, self._on_event = task, claim, shown, on_event
         self._id = uuid.uuid4().hex[:10]
-        self._later: _UnitsFile  # those of the next pass
+        self._later: UnitsFile  # those of the next pass
         self._alone: list[Unit] = []  # of which a worker died; it may have taken those along that waited in it
         self._again = Counter[str]()  # by media id, how often what was staged was of no use
         self._bad: set[str] = set()
@@ -128,7 +116,7 @@ class Run:
         started = time.monotonic()
         task = self._task
         with TemporaryDirectory(prefix="featlib-units-") as folder, self._publisher:
-            files = (_UnitsFile(Path(folder) / f"units-{i}") for i in count())
+            files = (UnitsFile(Path(folder) / f"units-{i}") for i in count())
             units, self._later = next(files), next(files)
             unit_items, unit_videos = _unit_items(task), _unit_videos(task)
             units.extend(
@@ -152,7 +140,8 @@ class Run:
                 f"{task.backlog.open_items} media and {task.backlog.unpublished} shards came to no end though all work "
                 "was done; what was staged stays, run the same command again"
             )
-        self._clean()
+        clean_up(task.store, task.keys, self._claim, task.backlog.shards, task.provenance)
+        task.store.sweep_temporary()
         self.seconds.wall = time.monotonic() - started
 
     def _all_published(self) -> bool:
@@ -160,7 +149,7 @@ class Run:
         self._settle(self._publisher.wait())  # also for what is asked for meanwhile
         return not self._later.num_units and not self._alone
 
-    def _next_units(self, files: "Iterator[_UnitsFile]") -> "_UnitsFile":
+    def _next_units(self, files: Iterator[UnitsFile]) -> UnitsFile:
         """Those that were lost have a pass of their own."""
         units = next(files)
         if self._alone:
@@ -171,7 +160,7 @@ class Run:
         units.close()
         return units
 
-    def _pass(self, units: "_UnitsFile", number: int, *, is_apart: bool) -> None:
+    def _pass(self, units: UnitsFile, number: int, *, is_apart: bool) -> None:
         """One walk of the graph over ``units``; what it leaves open goes to ``self._later`` and ``self._alone``."""
         from featlib.dataflow import results
         from featlib.nodes import check_nodes
@@ -325,39 +314,6 @@ class Run:
         )
         self._finish(unit.shard, [finished_entry(report)])
 
-    def sweep(self) -> None:
-        """Removes pieces that came too late: staged for a driver that slept, after another had published."""
-        task = self._task
-        for shard, pieces in read_shards(task.store, piece_keys(task.store, task.keys)):
-            made = {label for p in pieces for label in p.rounds if label in task.provenance}
-            rounds = {label: read_committed(task.store, task.keys, label, shard).rounds for label in made}
-            late = [p.key for p in pieces if p.rounds and all(rounds.get(m, n) != n for m, n in p.rounds.items())]
-            self._remove(late)
-
-    def _clean(self) -> None:
-        """Removes what earlier, broken runs left behind: pieces of published shards, and those that came too late."""
-        task = self._task
-        staged = piece_keys(task.store, task.keys)
-        mine = {shard: staged[shard] for shard in task.backlog.shards if shard in staged}
-        for shard, pieces in read_shards(task.store, mine):
-            kept = {p.key for p in pieces if not is_spent(p, task.provenance)}
-            self._remove([key for key in mine[shard] if key not in kept])  # also those that nobody can read
-        self.sweep()
-        task.store.sweep_temporary()
-
-    def _remove(self, keys: Sequence[str]) -> None:
-        if keys:
-            self._claim.confirm()
-            self._task.store.delete(keys)
-
-
-def sweep_units(store: Store, keys: Keys, claim: Claim) -> None:
-    """Removes lists of units that earlier runs left behind; workers of a driver that was buried stop at that."""
-    left = [o.key for o in store.list(keys.units)]
-    if left:
-        claim.confirm()
-        store.delete(left)
-
 
 def _unit_items(task: Task) -> int:
     """Most small items in a unit of this job."""
@@ -404,47 +360,3 @@ def _flow(task: Task, run: str) -> "Flow":
         flow_weights={kind: ship(flow_payload(kind.method)) for kind in kinds if kind is not None},
         decode=task.decode,
     )
-
-
-class _UnitsFile:
-    """The units of a pass in a local Parquet file, numbered from 0 and written as they come: those of a million long
-    videos would take more than a gigabyte of memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_units = 0
-        self._waiting: list[Unit] = []
-        self._writer: pq.ParquetWriter | None = None
-
-    def extend(self, units: Iterable[Unit]) -> None:
-        """Takes further units."""
-        for unit in units:
-            self._waiting.append(unit)
-            self.num_units += 1
-            if len(self._waiting) == UNITS_A_GROUP:
-                self._write()
-
-    def close(self) -> None:
-        """Makes the file whole; where there is no unit, there is no file."""
-        if self._waiting:
-            self._write()
-        if self._writer is not None:
-            self._writer.close()
-            seal_file(self.path)
-
-    def _write(self) -> None:
-        schema = sealable(UNITS)
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, schema, write_page_checksum=True)
-        table = units_table(self._waiting, self.num_units - len(self._waiting))
-        self._writer.write_table(table.replace_schema_metadata(schema.metadata))
-        self._waiting = []
-
-    def read(self, wanted: npt.NDArray[np.bool_]) -> Iterator[Unit]:
-        """The units whose number is wanted."""
-        if not wanted.any():
-            return
-        for batch in pq.ParquetFile(self.path).iter_batches():
-            for row in batch.to_pylist():
-                if wanted[row["seq"]]:
-                    yield unit_from_row(row)

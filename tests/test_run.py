@@ -16,11 +16,13 @@ import pytest
 from featlib.drivers import Claim
 from featlib.errors import StoppedError
 from featlib.layout import Keys
+from featlib.leftovers import clean_up, remove_units
 from featlib.pools import Machine, Pools, Sizes, plan_pools
 from featlib.progress import SilentReporter
-from featlib.run import Run, _UnitsFile, sweep_units
+from featlib.run import Run
 from featlib.storage import Store
 from featlib.summary import Seconds
+from featlib.units_file import UnitsFile
 from featlib.work import Unit, UnitItem, unit_from_row
 from featlib.workers import STOP
 
@@ -107,14 +109,17 @@ def test_what_was_lost_has_a_pass_of_its_own_of_one_unit_an_actor(
     }  # fmt: skip
     backlog = SimpleNamespace(
         units=lambda *_, **__: (Unit(0, ("cnn",), (item,)) for item in items),
-        ready_shards=list, open_items=0, unpublished=0,
+        ready_shards=list, open_items=0, unpublished=0, shards=(),
     )  # fmt: skip
-    run.__dict__["_task"] = SimpleNamespace(models=[], store=store, keys=keys, backlog=backlog, items=None)
+    run.__dict__["_task"] = SimpleNamespace(
+        models=[], store=store, keys=keys, backlog=backlog, items=None, provenance={}
+    )
     monkeypatch.setattr("featlib.dataflow.results", results)
     monkeypatch.setattr("featlib.nodes.check_nodes", lambda *_: None)
     monkeypatch.setattr("featlib.run._unit_items", lambda _task: 1)
     monkeypatch.setattr("featlib.run._unit_videos", lambda _task: 1)
-    for name, what in (("_count_workers", lambda _: None), ("_take", take), ("_clean", lambda: None)):
+    monkeypatch.setattr("featlib.run.clean_up", lambda *_: None)
+    for name, what in (("_count_workers", lambda _: None), ("_take", take)):
         monkeypatch.setattr(run, name, what)
     monkeypatch.setattr(run, "_all_published", lambda: not run._later.num_units and not run._alone)
     run._work()
@@ -128,15 +133,10 @@ def test_who_is_buried_clears_nothing_up(tmp_path: Path) -> None:
         raise StoppedError("another driver took over")
 
     store, keys = Store(str(tmp_path)), Keys("d")
-    run = Run.__new__(Run)
-    run.__dict__ |= {
-        "_task": SimpleNamespace(store=store, keys=keys, backlog=SimpleNamespace(shards=[0]), provenance={}),
-        "_claim": SimpleNamespace(confirm=confirm),
-    }
-    claim = cast(Claim, run.__dict__["_claim"])
+    claim = cast(Claim, SimpleNamespace(confirm=confirm))
     for clean, key in (
-        (lambda: sweep_units(store, keys, claim), f"{keys.units}/other.units"),
-        (run._clean, f"{keys.stage_shard(0)}/other-0.piece"),
+        (lambda: remove_units(store, keys, claim), f"{keys.units}/other.units"),
+        (lambda: clean_up(store, keys, claim, [0], {}), f"{keys.stage_shard(0)}/other-0.piece"),
     ):
         store.put(key, b"")
         with pytest.raises(StoppedError, match="took over"):
@@ -170,9 +170,9 @@ def test_a_driver_that_was_buried_takes_no_result() -> None:
 
 def test_units_of_the_next_pass_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And only the last row group has fewer, by which workers find them."""
-    monkeypatch.setattr("featlib.run.UNITS_A_GROUP", 3)
+    monkeypatch.setattr("featlib.units_file.UNITS_A_GROUP", 3)
     units = [Unit(0, ("cnn",), (UnitItem(f"v{i}", f"v{i}.mp4"),), i, 9, "tables") for i in range(8)]
-    file = _UnitsFile(tmp_path / "units")
+    file = UnitsFile(tmp_path / "units")
     for start in range(0, 8, 2):
         file.extend(units[start : start + 2])
         assert len(file._waiting) < 3
