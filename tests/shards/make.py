@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from featlib.backlog import Backlog
 from featlib.drivers import Claim
@@ -20,8 +21,9 @@ from featlib.manifest import SCHEMA
 from featlib.plan import Plan, PlanItems, grow, read_plan
 from featlib.publisher import Published, ShardPublisher, remove_history
 from featlib.shards.commit import read_committed
+from featlib.shards.publish import ShardJob, publish_shard
 from featlib.shards.schema import Provenance
-from featlib.shards.staging import feature_rows, stage
+from featlib.shards.staging import feature_rows, list_pieces, stage, staged_items
 from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
 from featlib.storage.objects import DEFAULT_OPTIONS, ObjectInfo, StoreOptions
@@ -31,6 +33,7 @@ from featlib.work import Unit
 KEYS = Keys("d")
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (2, 3)}
 NO_LIMIT = 1 << 40
+PART = f"{KEYS.features('a')}/part-00000.parquet"
 
 
 class CrashError(BaseException):
@@ -304,3 +307,34 @@ def check_hashes(store: Store, label: str, shard: int = 0) -> None:
     }
     footer = pq.read_schema(io.BytesIO(store.get(f"{KEYS.outcomes(label)}/part-{shard:05d}.parquet"))).metadata
     assert json.loads(footer[b"featlib.features"]) == there
+
+
+def flip(store: Store, key: str) -> None:
+    """Damages an object."""
+    data = bytearray(store.get(key))
+    data[-20] ^= 0xFF
+    store.put(key, bytes(data))
+
+
+def outcomes(store: Store, label: str = "a") -> dict[str, dict[str, object]]:
+    """Rows of a published shard by media id."""
+    table = pq.read_table(io.BytesIO(store.get(f"{KEYS.outcomes(label)}/part-00000.parquet")))
+    return {row["media_id"]: row for row in table.to_pylist()}
+
+
+def shard_job(store: Store, labels: tuple[str, ...]) -> ShardJob:
+    """Shard 0 with all that is staged, by the plan as it is."""
+    items = PlanItems(store, read_plan(store, KEYS)).shard(0)
+    found = staged_items(list_pieces(store, KEYS)[0], {label: f"print-{label}" for label in labels})
+    return ShardJob(0, items, dict.fromkeys(labels, found))
+
+
+def cut_before_the_commit(store: Store, job: ShardJob) -> None:
+    """Publishes features; the process is gone before the outcomes."""
+
+    def die(name: str, key: str) -> None:
+        if name == "features_put":
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT, on_event=die)

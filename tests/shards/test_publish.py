@@ -3,7 +3,6 @@
 import io
 import json
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,50 +10,32 @@ import pyarrow.parquet as pq
 import pytest
 
 from featlib.backlog import Backlog
-from featlib.drivers import Claim
-from featlib.errors import DamagedError, StoppedError
+from featlib.errors import DamagedError
 from featlib.layout import Keys, PartName
-from featlib.plan import PlanItems, read_plan
-from featlib.publisher import remove_history
+from featlib.plan import read_plan
 from featlib.shards.commit import read_committed
 from featlib.shards.pieces import DamagedPieceError, unique_rows
 from featlib.shards.publish import ShardJob, _Visible, publish_shard
 from featlib.shards.schema import FEATURES, OUTCOMES, RECORDED
-from featlib.shards.staging import Piece, list_pieces, staged_items
+from featlib.shards.staging import list_pieces
 from featlib.storage import Store
 from tests.shards.make import (
     KEYS,
     NO_LIMIT,
-    CrashError,
     Item,
-    LaggingStore,
     check_hashes,
+    cut_before_the_commit,
     expected,
+    flip,
+    outcomes,
     planned,
     provenance,
     publish,
     publisher,
+    shard_job,
     staged,
     visible,
 )
-
-PART = f"{KEYS.features('a')}/part-00000.parquet"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path))
-
-
-def _flip(store: Store, key: str) -> None:
-    data = bytearray(store.get(key))
-    data[-20] ^= 0xFF
-    store.put(key, bytes(data))
-
-
-def _outcomes(store: Store, label: str = "a") -> dict[str, dict[str, object]]:
-    table = pq.read_table(io.BytesIO(store.get(f"{KEYS.outcomes(label)}/part-00000.parquet")))
-    return {row["media_id"]: row for row in table.to_pylist()}
 
 
 def test_rows_are_in_plan_order_under_one_schema(store: Store) -> None:
@@ -106,7 +87,7 @@ def test_outcomes_hold_what_was_learned(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0", attempts=2), Item("v1", status={"a": "failed"})])
     publish(store)
-    rows = _outcomes(store)
+    rows = outcomes(store)
     good = {"status": "ok", "num_rows": 3, "attempts": 2, "codec": "h264", "frames_decoded": 3, "etag": "e0"}
     assert {k: rows["v0"][k] for k in good} == good
     bad = {"status": "failed", "num_rows": 0, "error_class": "timeout", "retryable": True}
@@ -122,7 +103,7 @@ def test_attempts_of_a_long_item_are_those_of_the_segment_that_took_most(
     for k, tries in enumerate(attempts):
         staged(store, f"r-{k}", [Item("v0", clips=(k,), k=k, n=2, attempts=tries)])
     publish(store)
-    assert {k: _outcomes(store)["v0"][k] for k in ("status", "num_rows", "attempts")} == {
+    assert {k: outcomes(store)["v0"][k] for k in ("status", "num_rows", "attempts")} == {
         "status": "ok", "num_rows": 2, "attempts": max(attempts),
     }  # fmt: skip
 
@@ -132,17 +113,17 @@ def test_attempts_add_up_over_rounds(store: Store) -> None:
     for round_ in range(3):
         staged(store, f"r-{round_}", [Item("v0", status={"a": "failed"}, created=round_)])
         publish(store, retry_failed=True)
-    assert _outcomes(store)["v0"]["attempts"] == 3
+    assert outcomes(store)["v0"]["attempts"] == 3
     staged(store, "r-9", [Item("v0", created=9)])
     publish(store, retry_failed=True)
-    assert (_outcomes(store)["v0"]["attempts"], _outcomes(store)["v0"]["status"]) == (4, "ok")
+    assert (outcomes(store)["v0"]["attempts"], outcomes(store)["v0"]["status"]) == (4, "ok")
     assert [i.key.rpartition("/")[2] for i in store.list(KEYS.features("a"))] == ["part-00000-r3.parquet"]
 
 
 def test_a_repeated_publish_puts_nothing(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0"), Item("v1")])
-    job = _job(store, ("a",))
+    job = shard_job(store, ("a",))
     first = publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     before = {i.key: i.etag for root in ("features", "outcomes") for i in store.list(root)}
     again = ShardJob(0, job.items, job.staged, {"a": [i.key for i in store.list(KEYS.features("a"))]})
@@ -153,19 +134,13 @@ def test_a_repeated_publish_puts_nothing(store: Store) -> None:
     assert tuple(first["a"]) == RECORDED, "it waits in memory until the run takes it"
 
 
-def _job(store: Store, labels: tuple[str, ...]) -> ShardJob:
-    items = PlanItems(store, read_plan(store, KEYS)).shard(0)
-    found = staged_items(list_pieces(store, KEYS)[0], {label: f"print-{label}" for label in labels})
-    return ShardJob(0, items, dict.fromkeys(labels, found))
-
-
 def test_a_damaged_piece_publishes_nothing_and_is_done_again(store: Store) -> None:
     planned(store, ["v0", "v1", "v2"])
     staged(store, "r-0", [Item("v0")])
     damaged = staged(store, "r-1", [Item("v1"), Item("v2")])
-    _flip(store, damaged)
+    flip(store, damaged)
     with pytest.raises(DamagedPieceError, match="r-1"):
-        publish_shard(store, KEYS, _job(store, ("a",)), provenance("a"), max_bytes=NO_LIMIT)
+        publish_shard(store, KEYS, shard_job(store, ("a",)), provenance("a"), max_bytes=NO_LIMIT)
     result = publish(store)
     assert result is not None
     assert [u.items[0].media_id for u in result.again] == ["v1", "v2"]
@@ -186,14 +161,14 @@ def test_damage_under_the_second_label_repeats_no_row_of_the_first(store: Store)
     made.backlog = Backlog(read_plan(store, KEYS), {"a": np.array([True, False])}, {"a": "print-a"})
     made.publish(0)
     staged(store, "s-0", [Item("v1")], ("a", "b"))
-    _flip(store, staged(store, "s-1", [Item("v0")], ("b",)))
+    flip(store, staged(store, "s-1", [Item("v0")], ("b",)))
     both = publisher(store, ("a", "b"))
     result = both.publish(0)
     assert [(u.labels, u.items[0].media_id) for u in result.again] == [(("b",), "v0")]
     staged(store, "s-2", [Item("v0")], ("b",))
     assert not both.publish(0).again
     assert visible(store) == {label: expected(label, [Item("v0"), Item("v1")]) for label in "ab"}
-    assert _outcomes(store)["v1"]["attempts"] == 1
+    assert outcomes(store)["v1"]["attempts"] == 1
     check_hashes(store, "a")
     check_hashes(store, "b")
 
@@ -216,7 +191,7 @@ def test_what_damage_under_the_second_label_made_anew_is_of_one_version(
     staged(store, "r-0", [Item("v0")], ("a", "b"))
     key = staged(store, "r-1", [Item("v1")], ("a", "b"))
     both = publisher(store, ("a", "b"))
-    both.on_event = lambda name, label: _flip(store, key) if (name, label) == ("outcomes_put", "a") else None
+    both.on_event = lambda name, label: flip(store, key) if (name, label) == ("outcomes_put", "a") else None
     assert [(u.labels, u.items[0].media_id) for u in both.publish(0).again] == [(("a", "b"), "v1")]
     assert visible(store) == {"a": expected("a", [Item("v0"), Item("v1")])}
     staged(store, "s-0", [again], ("a", "b"))
@@ -224,7 +199,7 @@ def test_what_damage_under_the_second_label_made_anew_is_of_one_version(
     assert not both.publish(0).again
     assert visible(store) == {label: expected(label, [Item("v0"), again]) for label in "ab"}
     for label in "ab":
-        row = _outcomes(store, label)["v1"]
+        row = outcomes(store, label)["v1"]
         assert (row["etag"], row["num_rows"]) == (again.etag, len(expected(label, [again]).get("v1", ())))
         check_hashes(store, label)
 
@@ -261,8 +236,8 @@ def test_a_lost_segment_makes_its_item_partial(store: Store) -> None:
     result = publish(store)
     assert result is not None
     assert not result.again
-    assert _outcomes(store)["v0"]["status"] == "partial"
-    assert _outcomes(store)["v0"]["num_rows"] == 2
+    assert outcomes(store)["v0"]["status"] == "partial"
+    assert outcomes(store)["v0"]["num_rows"] == 2
     assert sorted(visible(store)["a"]["v0"]) == [0, 1]
 
 
@@ -273,20 +248,11 @@ def test_a_changed_item_outside_this_run_leaves_its_object_alone(store: Store) -
     publish(store)
     before = store.get(f"{KEYS.features('a')}/part-00000.parquet")
     staged(store, "s-0", [Item("v1", created=2.0)])
-    job = _job(store, ("a",))
+    job = shard_job(store, ("a",))
     job = ShardJob(0, job.items, job.staged, {"a": [f"{KEYS.features('a')}/part-00000.parquet"]})
     publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT)
     assert store.get(f"{KEYS.features('a')}/part-00000.parquet") == before
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1")])
-
-
-def _cut_before_the_commit(store: Store, job: ShardJob) -> None:
-    def die(name: str, key: str) -> None:
-        if name == "features_put":
-            raise CrashError
-
-    with pytest.raises(CrashError):
-        publish_shard(store, KEYS, job, provenance("a"), max_bytes=NO_LIMIT, on_event=die)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -294,13 +260,13 @@ def test_rows_of_a_cut_publish_that_nobody_asks_for_any_more_go(store: Store, *,
     """The next run is over a smaller manifest; the one after that over all, and a video may have changed by then."""
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0"), Item("v1")])
-    job = _job(store, ("a",))
-    _cut_before_the_commit(store, job)
+    job = shard_job(store, ("a",))
+    cut_before_the_commit(store, job)
     (key,) = [info.key for info in store.list(KEYS.features("a"))]
     alone = {"a": {"v0": job.staged["a"]["v0"]}}
     publish_shard(store, KEYS, ShardJob(0, job.items, alone, {"a": [key]}), provenance("a"), max_bytes=NO_LIMIT)
     assert visible(store)["a"] == expected("a", [Item("v0")])
-    assert list(_outcomes(store)) == ["v0"]
+    assert list(outcomes(store)) == ["v0"]
     check_hashes(store, "a")
     again = Item("v1", (0, 1), etag="e1", created=5.0) if replaced else Item("v1", created=5.0)
     store.delete([piece.key for piece in list_pieces(store, KEYS)[0]])
@@ -313,128 +279,19 @@ def test_rows_of_a_cut_publish_that_nobody_asks_for_any_more_go(store: Store, *,
 def test_rows_of_a_retry_that_was_cut_do_not_stand_beside_a_failure(store: Store) -> None:
     planned(store, ["v0", "v1"])
     staged(store, "r-0", [Item("v0", status={"a": "failed"})])
-    first = _job(store, ("a",))
+    first = shard_job(store, ("a",))
     publish_shard(store, KEYS, first, provenance("a"), max_bytes=NO_LIMIT)
     store.delete([piece.key for piece in list_pieces(store, KEYS)[0]])
     staged(store, "s-0", [Item("v0", created=2.0)])
-    _cut_before_the_commit(store, _job(store, ("a",)))
+    cut_before_the_commit(store, shard_job(store, ("a",)))
     store.delete([piece.key for piece in list_pieces(store, KEYS)[0]])
     staged(store, "t-0", [Item("v1", created=3.0)])  # and nobody asks for the failed one again
-    job = _job(store, ("a",))
+    job = shard_job(store, ("a",))
     present = [info.key for info in store.list(KEYS.features("a"))]
     publish_shard(store, KEYS, ShardJob(0, job.items, job.staged, {"a": present}), provenance("a"), max_bytes=NO_LIMIT)
     assert visible(store)["a"] == expected("a", [Item("v1")])
-    assert {m: row["status"] for m, row in _outcomes(store).items()} == {"v0": "failed", "v1": "ok"}
+    assert {m: row["status"] for m, row in outcomes(store).items()} == {"v0": "failed", "v1": "ok"}
     check_hashes(store, "a")
-
-
-@pytest.mark.parametrize("is_buried", [False, True])
-def test_who_slept_while_another_driver_published_stops_with_one_line(
-    store: Store, monkeypatch: pytest.MonkeyPatch, *, is_buried: bool
-) -> None:
-    planned(store, ["v0"])
-    piece = staged(store, "r-0", [Item("v0")])
-    made = publisher(store)
-
-    def check_again() -> None:
-        if is_buried:
-            raise StoppedError("the claim of this driver is gone")
-
-    def sleep(shard: int, pieces: list[Piece]) -> list[Piece]:
-        store.delete([piece])
-        monkeypatch.setattr(made.claim, "check", check_again)
-        return pieces
-
-    monkeypatch.setattr(made.backlog, "without_replaced", sleep)
-    told = (
-        "the claim of this driver is gone" if is_buried else r"shard 0: .*\.piece has just been removed; run the same"
-    )
-    with pytest.raises(StoppedError, match=told) as caught:
-        made.publish(0)
-    assert "\n" not in str(caught.value)
-
-
-def test_nothing_is_put_once_the_guard_says_no(store: Store) -> None:
-    planned(store, ["v0", "v1"])
-    staged(store, "r-0", [Item("v0"), Item("v1")])
-    calls = 0
-
-    def guard() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise StoppedError("another driver works")
-
-    with pytest.raises(StoppedError, match="another driver"):
-        publish_shard(store, KEYS, _job(store, ("a",)), provenance("a"), max_bytes=1, guard=guard)
-    assert len(store.list("features")) == 1
-    assert not store.list("outcomes")
-
-
-def test_who_is_buried_within_a_shard_spoils_no_commit(store: Store) -> None:
-    """Its heart beats, so only a look at the store can tell: it has put features when another publishes the shard."""
-    planned(store, ["v0", "v1"])
-    items = [Item("v0", range(8)), Item("v1", range(5))]
-    staged(store, "r-0", items)
-    mine, done = publisher(store), list[str]()
-
-    def take_over(name: str, key: str) -> None:
-        done.append(name)
-        if name == "features_put":
-            store.delete([o.key for o in store.list(KEYS.drivers) if o.key.endswith(".claim")])
-            publisher(store).publish(0)
-
-    mine.on_event = take_over
-    with Claim(store, KEYS) as mine.claim, pytest.raises(StoppedError, match="another driver took over"):
-        mine.publish(0)
-    assert done == ["features_put"]
-    assert visible(store)["a"] == expected("a", items)
-    check_hashes(store, "a")
-
-
-def test_who_is_buried_removes_nothing_that_was_staged(store: Store) -> None:
-    planned(store, ["v0"])
-    key = staged(store, "r-0", [Item("v0")])
-    mine = publisher(store)
-
-    def bury(name: str, key: str) -> None:
-        if name == "outcomes_put":
-            store.delete([o.key for o in store.list(KEYS.drivers) if o.key.endswith(".claim")])
-
-    mine.on_event = bury
-    with Claim(store, KEYS) as mine.claim, pytest.raises(StoppedError, match="another driver took over"):
-        mine.publish(0)
-    assert store.stat(key) is not None
-
-
-def _buried() -> None:
-    raise StoppedError("another driver took over")
-
-
-def test_who_is_buried_leaves_damaged_pieces_to_the_other(store: Store) -> None:
-    planned(store, ["v0"])
-    key = staged(store, "r-0", [Item("v0")])
-    mine = publisher(store)
-    _flip(store, key)
-    mine.claim.confirm = _buried  # type: ignore[method-assign]
-    with pytest.raises(StoppedError, match="another driver took over"):
-        mine.publish(0)
-    assert store.stat(key) is not None
-
-
-def test_who_is_buried_leaves_history_to_the_other(store: Store) -> None:
-    planned(store, ["v0"])
-    key = staged(store, "r-0", [Item("v0")])
-    mine = publisher(store)
-    mine.on_event = lambda name, key: _buried() if name == "outcomes_put" else None
-    with pytest.raises(StoppedError):
-        mine.publish(0)
-    with pytest.raises(StoppedError):
-        remove_history(store, KEYS, ["a"], _buried)
-    assert store.stat(key) is not None
-    remove_history(store, KEYS, ["a"])
-    assert store.stat(key) is None
-    remove_history(store, KEYS, ["a"], _buried)  # nothing to remove, nothing to ask
 
 
 def test_pieces_that_hold_other_labels_go_and_are_made_again_for_them(store: Store) -> None:
@@ -452,7 +309,7 @@ def test_all_failed_gives_outcomes_and_no_features(store: Store) -> None:
     staged(store, "r-0", [Item(i, status={"a": "failed"}) for i in ("v0", "v1")])
     publish(store)
     assert not store.list("features")
-    assert {r["status"] for r in _outcomes(store).values()} == {"failed"}
+    assert {r["status"] for r in outcomes(store).values()} == {"failed"}
     check_hashes(store, "a")
 
 
@@ -518,96 +375,4 @@ def test_a_replacement_whose_commit_was_cut_is_taken_up_by_its_own_seal(store: S
         cut.publish(0)
     publish(store, etags={"v1": "new"})
     assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
-    check_hashes(store, "a")
-
-
-_NEVER = {"a": 0}  # committed, as far as a driver knows to which no outcomes are listed
-
-
-def _lagging(store: Store, *unseen: str, gone: tuple[str, ...] = ()) -> LaggingStore:
-    lagging = LaggingStore(store.url)
-    lagging.unseen, lagging.gone = unseen, gone
-    return lagging
-
-
-def test_a_shard_that_is_not_listed_yet_is_not_published_beside_itself(store: Store) -> None:
-    """The same command again: the ledger knows no outcomes either, and all is done once more."""
-    planned(store, ["v0", "v1"])
-    staged(store, "r-0", [Item("v0"), Item("v1")])
-    publish(store)
-    again = [Item("v0", created=2.0), Item("v1", (0, 1), etag="e1", created=2.0)]
-    staged(store, "s-0", again, rounds=_NEVER)
-    publish(_lagging(store, "features/", "outcomes/"))
-    assert visible(store)["a"] == expected("a", again)
-    assert [info.key for info in store.list("features")] == [PART]
-    check_hashes(store, "a")
-
-
-def test_changed_rows_give_way_in_an_object_that_is_not_listed_yet(store: Store) -> None:
-    planned(store, ["v0", "v1"])
-    staged(store, "r-0", [Item("v0"), Item("v1")])
-    publish(store)
-    new = Item("v0", (0, 1), etag="e1", created=2.0)
-    staged(store, "s-0", [new])
-    publish(_lagging(store, "features/"), etags={"v0": "e1"})
-    assert visible(store)["a"] == expected("a", [new, Item("v1")])
-    check_hashes(store, "a")
-
-
-def test_parts_of_a_cut_publish_that_are_not_listed_yet_are_found(store: Store) -> None:
-    """The next publish has fewer parts, and would leave the last of them behind."""
-    ids = [f"v{i}" for i in range(6)]
-    planned(store, ids)
-    staged(store, "r-0", [Item(i) for i in ids])
-
-    def die(name: str, key: str) -> None:
-        if name == "features_put" and key.endswith("-p2.parquet"):
-            raise CrashError
-
-    cut = publisher(store, max_bytes=300)
-    cut.on_event = die
-    with pytest.raises(CrashError):
-        cut.publish(0)
-    publish(_lagging(store, "features/"))
-    assert visible(store)["a"] == expected("a", map(Item, ids))
-    check_hashes(store, "a")
-
-
-def test_an_object_that_was_committed_and_is_gone_is_damage(store: Store) -> None:
-    planned(store, ["v0", "v1"])
-    staged(store, "r-0", [Item("v0"), Item("v1")])
-    publish(store)
-    staged(store, "s-0", [Item("v1", etag="new")])
-    data = store.get(PART)
-    store.delete([PART])
-    for listed in (store, _lagging(store, gone=(PART,))):
-        with pytest.raises(DamagedError, match=r"part-00000\.parquet: is gone"):
-            publish(listed, etags={"v1": "new"})
-    store.put(PART, data)
-    publish(store, etags={"v1": "new"})
-    assert visible(store)["a"] == expected("a", [Item("v0"), Item("v1", etag="new")])
-
-
-def test_an_object_that_was_dropped_and_is_still_listed_is_none(store: Store) -> None:
-    planned(store, ["v0"])
-    staged(store, "r-0", [Item("v0")])
-    publish(_lagging(store, gone=(PART,)))
-    assert visible(store)["a"] == expected("a", [Item("v0")])
-    check_hashes(store, "a")
-
-
-def test_rows_that_came_out_the_same_are_not_put_again(store: Store) -> None:
-    items = [Item("v0"), Item("v1", status={"a": "failed"}), Item("v2")]
-    planned(store, [i.media_id for i in items])
-    staged(store, "r-0", items)
-    _cut_before_the_commit(store, _job(store, ("a",)))
-    first = store.stat(PART)
-    publish(store)
-    assert store.stat(PART) == first, "the cut publish is repeated"
-    staged(store, "s-0", [Item("v0", created=2.0)], rounds=_NEVER)
-    staged(store, "s-1", items[1:], rounds=_NEVER)
-    publish(_lagging(store, "outcomes/"))
-    assert store.stat(PART) == first, "nobody knew that it was done, and it was done again"
-    assert _outcomes(store)["v0"]["attempts"] == 2
-    assert visible(store)["a"] == expected("a", items)
     check_hashes(store, "a")

@@ -1,7 +1,5 @@
 """Staged pieces: they commit themselves, and only those that belong together make an item."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,11 +11,6 @@ from featlib.unit import CLIPS
 from tests.shards.make import KEYS, Item, staged, value
 
 WANTED = {"a": "print-a"}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path))
 
 
 def _staged(store: Store, shard: int = 0, wanted: dict[str, str] | None = None) -> dict[str, tuple[int, ...]]:
