@@ -264,13 +264,13 @@ def outage(folder: Path, seed: int, outage_s: float) -> Tally:
     tally = Tally(f"requests of the real job in {outage_s:g} s without any store")
     folder.mkdir(parents=True)
     with SwiftServer(folder / "swift") as server, _two_nodes(server.environment()) as nodes:
-        calm = Weather(seed, 0.0)
+        calm, bucket = Weather(seed, 0.0), server.bucket()  # the same media have the same ids
         with FaultProxy(server.endpoint_url, calm) as proxy:
-            truth = _Truth.of(_Job(folder, server.bucket(), nodes.cluster.address, proxy.endpoint_url))
+            truth = _Truth.of(_Job(folder, bucket, nodes.cluster.address, proxy.endpoint_url))
         at = Random(f"outage {seed}").randint(calm.count // 3, calm.count // 2)
         weather = Weather(seed, 0.0, at, outage_s)
         with FaultProxy(server.endpoint_url, weather) as proxy:
-            job = _Job(folder, server.bucket(), nodes.cluster.address, proxy.endpoint_url)
+            job = _Job(folder, bucket, nodes.cluster.address, proxy.endpoint_url)
 
             def play() -> tuple[int, list[str]]:
                 status = _status(job.start("outage"))
