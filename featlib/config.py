@@ -359,7 +359,9 @@ def job_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path}: not YAML: {_place(error)}") from None
-    except ValueError:
+    except RecursionError:
+        raise ConfigError(f"--config {path}: is nested too deep; a job file is a flat mapping of options") from None
+    except (ValueError, LookupError, AttributeError):  # PyYAML's, of such and of what a tag calls one
         raise ConfigError(f"--config {path}: not YAML: holds what looks like a date or a number and is none") from None
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path}: must hold a mapping of options, like `dataset: mine`")
@@ -370,7 +372,7 @@ def _place(error: yaml.YAMLError) -> str:
     """What is wrong where, without a word of the file, which may hold a key."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return f"{getattr(error, 'reason', 'unreadable')}, at character {getattr(error, 'position', 0) + 1}"
-    problem = re.sub(r"'[^'\s<]{2,}'", "...", error.problem or "unreadable")  # names of aliases and tags
+    problem = re.sub(r"""(?s)\b(alias|anchor|handle|tag) ['"].*""", r"\1 ...", error.problem or "unreadable")
     return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {problem}"
 
 
@@ -389,7 +391,8 @@ def _one_line(error: ValidationError) -> str:
         message = detail["msg"].removeprefix("Value error, ")
         given = detail.get("input")
         given = redact(given) if isinstance(given, str) else given
-        shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+        is_shown = isinstance(given, str | int | float | bool) and "endpoint_url" not in detail["loc"]
+        shown = f" (got {given!r})" if is_shown else ""  # not of what may hold a key in a shape of its own
         if detail["type"] == "missing":
             parts.append(f"{where}: is required")
         elif detail["type"] == "extra_forbidden":

@@ -44,7 +44,7 @@ def dashboard_address(given: str | None) -> str:
             f"--address {address!r}: must be that of the cluster's dashboard, like http://127.0.0.1:8265 "
             "(`kubectl port-forward` or `ray dashboard` make it so)"
         )
-    return address.rstrip("/")
+    return address.partition("#")[0].rstrip("/")  # as a browser shows it
 
 
 def is_open(address: str) -> bool:
@@ -97,8 +97,12 @@ def submit(
     """
     if not arguments or arguments[0] not in COMMANDS:
         raise ConfigError(f"{' '.join(arguments[:1])!r}: is not run on a cluster; {', '.join(COMMANDS)} are")
-    if any(holds_key(word) for word in arguments):
-        raise ConfigError("an argument holds a key, which the cluster would show to all: no keys in URLs")
+    for number, word in enumerate(arguments, 1):
+        if holds_key(word):
+            raise ConfigError(
+                f"word {number} of the command holds a key, or looks so, which the cluster would show to all; "
+                "no keys in URLs, and a file of such a name as ./NAME"
+            )
     if is_open(address):
         say(OPEN.format(address=address))
     client, job = _submitted(address, shlex.join(["python", "-m", "featlib", *arguments]), working_dir)

@@ -135,6 +135,9 @@ def test_wrong_job_files(tmp_path: Path, text: str, message: str) -> None:
         ("a: 'SECRET", "line 1, column 11: found unexpected end of stream"),
         ("a: *SECRET", "line 1, column 4: found undefined alias"),
         ("a: !SECRET x", "line 1, column 4: could not determine a constructor"),
+        ("a: !it'sSECRET x", "line 1, column 4: could not determine a constructor"),
+        ("a: !!bool SECRET", "is none"),
+        ("a: !!timestamp SECRET", "is none"),
         ("a: SECRET\x01", "special characters are not allowed, at character 10"),
         ("a: !!int SECRET", "is none"),
         ("a: 2026-13-01", "looks like a date or a number"),
@@ -146,6 +149,11 @@ def test_a_job_file_that_is_no_yaml_is_told_by_the_place_alone(tmp_path: Path, t
     assert place in str(caught.value)
     assert "SECRET" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_job_file_that_is_nested_without_end_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is nested too deep[^\n]*$"):
+        read_job_file(_job_file(tmp_path, "a: " + "[" * 3000))
 
 
 def test_a_job_file_that_is_not_there(tmp_path: Path) -> None:
@@ -225,7 +233,11 @@ def test_fingerprints_of_different_settings_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:HID/DEN@h:9000", "https://HIDDEN@h", "ftp://me:HIDDEN@h", "me:HIDDEN@h:9000", "http://h/?HIDDEN"]
+    "url",
+    [
+        *("http://me:HID/DEN@h:9000", "https://HIDDEN@h", "ftp://me:HIDDEN@h", "me:HIDDEN@h:9000", "http://h/?HIDDEN"),
+        *("http://AKIAKEY:HIDDEN", "AKIAKEY:HIDDEN", "h:9000/ HIDDEN"),
+    ],
 )
 def test_an_endpoint_with_a_key_is_refused_without_a_word_of_it(url: str) -> None:
     values = {"manifest": ["m"], "output": "o", "dataset": "d", "models": [{"network": "alexnet"}], "endpoint_url": url}

@@ -17,10 +17,16 @@ def test_address_of_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert dashboard_address("http://h:8265/") == "http://h:8265"
+    assert dashboard_address("http://h:8265/#/jobs") == "http://h:8265"
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379.*dashboard"):
         dashboard_address(None)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://g:8265")
     assert dashboard_address(None) == "http://g:8265"
+
+
+def test_labels_that_sound_like_a_key_are_submitted() -> None:
+    with pytest.raises(StoppedError, match="no Ray dashboard answers"):
+        submit("http://127.0.0.1:9", ("extract", "--model", "cls_token=vit_b_16"), say=print, log=print)
 
 
 def test_nobody_there() -> None:

@@ -46,6 +46,7 @@ def network(name: str) -> Network:
         url=_url(config),
         input=InputSpec("frame", _pixels(name, data), tuple(data["mean"]), tuple(data["std"])),
         cache_name=f"timm-{full}.safetensors" if config.hf_hub_id else "",
+        has_hash_in_name=not config.hf_hub_id,
     )
     return Network(
         name=f"timm:{full}",

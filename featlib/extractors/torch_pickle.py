@@ -208,7 +208,10 @@ class TorchPickle:
             case "PROTO":
                 pass
             case _:
-                raise TorchFileError(f"not a readable state dict (torch.save writes no {name})")
+                raise TorchFileError(
+                    f"not a readable state dict ({name} is no step of pickle protocol 2, in which torch.save "
+                    "writes; save it without pickle_protocol)"
+                )
 
     def _popped(self, count: int) -> list[Any]:
         if len(self._stack) < count:
@@ -268,6 +271,8 @@ class TorchPickle:
     def _call(self, function: Any, arguments: Any) -> object:
         """The result where it is a tensor of the file or a dict, else a mark."""
         mark = _made(function, arguments)
+        if isinstance(function, Unread):
+            return mark
         if function.name == _ORDERED:
             return self._ordered(arguments)
         match function.name, arguments:
@@ -299,14 +304,15 @@ class TorchPickle:
 
 
 def _made(function: Any, arguments: Any) -> Unread:
-    if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+    """A mark. What is called may be one, too: a class within a class is the result of ``getattr``."""
+    if not isinstance(function, _Name | Unread) or not isinstance(arguments, tuple):
         raise TypeError("a pickle calls what is no function")
     return Unread(function.name)
 
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keys are plain, and all others are one mark: the hash of a tuple can take for ever."""
-    target[key if key is None or isinstance(key, str | int | float) else _OTHER_KEY] = value
+    """Names are keys, and all else is one mark: hashing a tuple can take for ever, and many numbers have one hash."""
+    target[key if isinstance(key, str) else _OTHER_KEY] = value
 
 
 def _rebuilt(name: str, values: tuple[Any, ...]) -> StoredTensor | None:

@@ -131,10 +131,10 @@ def check_columns(names: Sequence[str], source: Source) -> None:
     check_not_reserved(names, source)
 
 
-def check_number_of_columns(number: int, source: Source) -> None:
+def check_number_of_columns(number: int, source: Source, where: str = "") -> None:
     """Raises ConfigError when there are more columns than a table of media has: each takes kilobytes."""
     if number > MOST_COLUMNS:
-        raise source.error(f"has {number} columns; the limit is {MOST_COLUMNS}")
+        raise source.error(f"{where}has {number} columns; the limit is {MOST_COLUMNS}")
 
 
 def check_not_reserved(names: Iterable[str], source: Source) -> None:

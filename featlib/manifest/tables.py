@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,7 +66,7 @@ def read_table(source: Source, ending: str, options: StoreOptions) -> Iterator[R
         raise source.error(f"is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
     except (pa.ArrowException, OSError) as error:
         told = _QUOTED_ROW.sub(r"\1", str(error))
-        raise source.error(f"is not a readable {ending} file: {told}") from error
+        raise source.error(f"is not a readable {ending} file: {told}") from None  # it quotes what may hold a key
 
 
 def _read_parquet(file: RangeFile, source: Source) -> Iterator[RawRows]:
@@ -223,6 +224,8 @@ def _values(batch: pa.RecordBatch, name: str, rows: range, source: Source) -> li
         ConfigError: It holds what Python has no objects for: dates after the year 9999, fields of one name.
     """
     column = batch.column(name)
+    if name in KNOWN and pa.types.is_decimal(column.type):  # as databases write 1.5
+        return [value if value is None else _of_decimal(value) for value in column.to_pylist()]
     plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     try:
         values: list[Any] = plain.to_pylist()
@@ -234,6 +237,10 @@ def _values(batch: pa.RecordBatch, name: str, rows: range, source: Source) -> li
                 raise source.error(f"row {row}: {name} cannot be read ({error}); write it as text") from None
         raise
     return values
+
+
+def _of_decimal(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _raw_of(batch: pa.RecordBatch, rows: range, source: Source) -> RawRows:
@@ -279,15 +286,16 @@ def _read_uris(file: RangeFile, source: Source) -> Iterator[RawRows]:
 
 
 def _read_json_lines(file: RangeFile, source: Source) -> Iterator[RawRows]:
-    checked: set[str] = set()
+    is_first = True
     for batch in _lines(file, _MOST_LINE_CHARACTERS, source):
         objects = [_json_object(line, row, source) for row, line in batch]
-        if not checked:
+        if is_first:
             check_columns(list(objects[0]), source)
+            is_first = False
         names = {name for each in objects for name in each}
-        check_not_reserved(sorted(names - checked), source)
-        checked |= names
-        check_number_of_columns(len(checked), source)
+        check_not_reserved(sorted(names), source)
+        for row, each in zip(batch, objects, strict=True):
+            check_number_of_columns(len(each), source, f"row {row[0]}: ")
         cells = {name: [each.get(name) for each in objects] for name in KNOWN if name in names}
         cells["uri"] = [each.get(source.uri_column) for each in objects]
         drop = {*KNOWN, source.uri_column}

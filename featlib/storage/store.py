@@ -45,6 +45,8 @@ class Store:
 
     def __init__(self, url: str, options: StoreOptions = DEFAULT_OPTIONS) -> None:
         checked = check_url(url)
+        if "::" in checked:  # fsspec, by which tables are read elsewhere, would take it for two
+            raise ConfigError(f"{redact(url)!r}: an output with '::' in its name is read by few; take another")
         self.is_local = not is_s3(checked)
         self.url = (os.path.abspath(checked) if self.is_local else checked).rstrip("/") or "/"
         self.options = options

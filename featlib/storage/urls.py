@@ -9,6 +9,7 @@ from featlib.redaction import is_signed, redact
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_CHAINED = re.compile(r"::[A-Za-z0-9+.-]*:/")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[^\s?#]*)?")
 
@@ -33,19 +34,19 @@ def is_s3(url: str) -> bool:
 def check_url(text: str) -> str:
     """The path or URL in its plain form: a local path, or ``s3://bucket/key``.
 
-    ``file://`` becomes a local path. Everything else is refused, chained URLs (``::``) and user info included,
-    because libraries further down open far more than was meant.
+    ``file://`` becomes a local path. Everything else is refused, chained URLs (``a://b::c://d``) and user info
+    included, because libraries further down open far more than was meant.
 
     Raises:
         ConfigError: The text is empty, holds control characters or is of a kind that is not opened.
     """
     if not text or _CONTROL.search(text):
         raise ConfigError(f"{redact(text)!r}: a path or URL is not empty and holds no control characters")
-    if "::" in text:
-        raise ConfigError(f"{redact(text)!r}: chained URLs ('::') are not opened; give one path or s3:// URL")
     scheme = _SCHEME.match(text)
     if scheme is None:
         return text
+    if _CHAINED.search(text):
+        raise ConfigError(f"{redact(text)!r}: chained URLs ('::') are not opened; give one path or s3:// URL")
     name, rest = scheme[1].lower(), text[scheme.end() :]
     if name == "s3" and rest.startswith("//"):
         return _checked_s3(rest[2:], text)

@@ -168,3 +168,9 @@ def test_without_timm_one_line_says_how_to_get_it() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "featlib: --model timm:NAME: timm is not installed; pip install 'featlib[timm]'\n"
+
+
+def test_files_that_lie_on_no_hub_are_held_to_the_hash_in_their_name() -> None:
+    """A hub's names say nothing of the bytes; those of the older files end in the first digits of their SHA-256."""
+    assert registry.network("timm:gcvit_tiny.in1k").default_pretrained.hash_prefix == "ac783954"
+    assert registry.network("timm:resnet18.a1_in1k").default_pretrained.hash_prefix == ""

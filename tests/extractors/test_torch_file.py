@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_a_checkpoint_gives_its_state_dict_whatever_stands_beside(zipped: bool) 
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "random": torch.get_rng_state(),
-        "history": {"loss": [0.5, 0.25], "lr": {1: 1e-3}},
+        "history": {"loss": [0.5, 0.25], "lr": {"1": 1e-3}},
         "classes": {"cat", "dog"},
         "count": Counter("aab"),
         "kinds": [torch.float32, torch.Size([2, 3]), torch.device("cpu"), 1 + 2j, b"abc", bytearray(b"abc")],
@@ -318,6 +319,40 @@ def test_more_things_than_a_state_dict_has_are_refused(monkeypatch: pytest.Monke
     assert read_torch_file(saved([[]] * 50)).content == [[]] * 50
     with pytest.raises(TorchFileError, match="holds more than 1,000 things"):
         read_torch_file(saved([[] for _ in range(1001)]))
+
+
+class _Outer:
+    class Inner:
+        pass
+
+    class Mode(Enum):
+        FINE = 1
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_of_a_class_within_a_class_are_marks_like_others(zipped: bool) -> None:
+    """Protocol 2 names such a class by a call of ``getattr``."""
+    state = {"w": torch.ones(2)}
+    data = saved({"state_dict": state, "beside": [_Outer.Inner(), _Outer.Mode.FINE]}, zipped)
+    assert same(read_state_dict(data, "w.pth").tensors, state)
+
+
+def test_another_protocol_is_refused_with_the_way_out() -> None:
+    stream = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, stream, pickle_protocol=4)
+    with pytest.raises(ConfigError, match="save it without pickle_protocol"):
+        read_state_dict(stream.getvalue(), "w.pth")
+
+
+def test_numbers_of_one_hash_are_no_work_of_hours() -> None:
+    """A dict of them takes the square of their number."""
+    numbers = b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"K\x01" for i in range(1, 200_000))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/data.pkl", b"\x80\x02}(" + numbers + b"u.")
+        file.writestr("a/version", b"3\n")
+    with pytest.raises(ConfigError):
+        read_state_dict(archive.getvalue(), "w.pth")
 
 
 def test_keys_are_not_hashed_for_ever() -> None:

@@ -1,8 +1,10 @@
 """Every fault of a manifest ends in one line: manifest, row, value, rule, way out."""
 
 import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -351,8 +353,28 @@ def test_what_is_nested_in_a_wrong_value_is_not_shown(tmp_path: Path) -> None:
 
 def test_a_csv_row_of_too_many_columns_is_told_by_its_place_alone(tmp_path: Path) -> None:
     path = written(tmp_path, "m.csv", f"uri\na.mp4\n{'x' * 60},s3://AKIAKEY:{SECRET}{SECRET}@b/v.mp4\n")
-    text = refusal(path)
-    assert text.endswith("Row #3: Expected 1 columns, got 2")
+    with pytest.raises(ConfigError, match=r"Row #3: Expected 1 columns, got 2$") as caught:
+        list(read_manifest([str(path)]))
+    assert SECRET not in "".join(traceback.format_exception(caught.value)), "a notebook shows causes, too"
+
+
+def test_objects_of_many_names_in_all_are_no_table_of_many_columns(tmp_path: Path) -> None:
+    rows = [{"uri": f"{i}.mp4", f"camera_{i}": 1} for i in range(MOST_COLUMNS + 10)]
+    path = written(tmp_path, "m.jsonl", "\n".join(map(json.dumps, rows)))
+    assert sum(batch.num_rows for batch in read_manifest([str(path)])) == len(rows)
+
+
+def test_decimals_of_databases_are_numbers(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "uri": ["a", "b"], "media_id": [Decimal(7), Decimal(8)], "start_s": [Decimal("1.5"), None],
+        "end_s": [Decimal("2.25"), None], "size": [Decimal(1000), None], "label": [Decimal(3), Decimal("3.5")],
+        "fps": [Decimal("29.97"), None],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    (batch,) = read_manifest([str(tmp_path / "m.parquet")])
+    found = batch.select(["media_id", "start_s", "end_s", "size", "label"]).to_pylist()
+    assert found[0] == {"media_id": "7", "start_s": 1.5, "end_s": 2.25, "size": 1000, "label": "3"}
+    assert found[1] == {"media_id": "8", "start_s": None, "end_s": None, "size": None, "label": "3.5"}
 
 
 @pytest.mark.parametrize(
