@@ -81,7 +81,7 @@ class Backlog:
             mine = items.shard(shard)
             needs = self.needs_of(shard, mine)
             for label in {label for p in pieces for label in self._older(shard, p)}:
-                self._cut.update((label, key) for key in read_committed(store, keys, label, shard).pieces)
+                self._cut.update((label, key) for key in read_committed(store, keys, label, shard).used)
             pieces = [self._in_time(shard, p) for p in pieces]
             staged = staged_for(pieces, needs, self._fingerprints)
             replaced = _replaced(staged, store.options)

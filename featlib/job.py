@@ -13,7 +13,7 @@ from featlib.config import ExtractConfig
 from featlib.drivers import Claim
 from featlib.layout import Keys
 from featlib.ledger import Ledger, Rows, changed_rows
-from featlib.leftovers import remove_late_pieces, remove_units
+from featlib.leftovers import remove_late, remove_units
 from featlib.manifest import read_manifest
 from featlib.plan import Plan, PlanItems, grow, read_plan
 from featlib.progress import Reporter, SilentReporter
@@ -109,7 +109,7 @@ def _claimed(
         if task.backlog.num_items:
             run.work()
         else:
-            remove_late_pieces(store, keys, claim, provenance)
+            remove_late(store, keys, claim, provenance)
         on_event("before_summary", config.dataset)
         summary = _summary(task, run, selected, forward)
         if summary.did_work:

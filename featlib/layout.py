@@ -64,5 +64,11 @@ class Keys:
     def runs(self) -> str:
         return f"{self.own}/runs"
 
+    def doubts(self, label: str) -> str:
+        return f"{self.own}/doubt/{label}"
+
+    def doubt(self, label: str, shard: int) -> str:
+        return f"{self.doubts(label)}/{shard:05d}"
+
     def model(self, label: str) -> str:
         return f"{self.own}/models/{label}.json"

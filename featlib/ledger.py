@@ -12,6 +12,7 @@ from featlib.errors import MediaError, TransientError
 from featlib.layout import Keys, PartName
 from featlib.plan import Plan, digest, find_rows, shard_rows
 from featlib.shards.commit import read_outcomes
+from featlib.shards.doubt import items_in_doubt
 from featlib.shards.schema import RECORDED
 from featlib.storage import Store, StoreOptions, stat_media
 
@@ -46,18 +47,27 @@ class Ledger:
                     name = PartName.parse(key)
                     if name is not None:
                         self.record(label, name.shard, columns)
+        for label in self.labels:
+            for shard, media_ids in items_in_doubt(store, keys, label):
+                rows = find_rows(self._plan, shard, sorted(media_ids))
+                self._forget(label, rows[rows >= 0])
 
     def record(self, label: str, shard: int, outcomes: Mapping[str, Sequence[object]]) -> None:
-        """Takes the columns ``RECORDED`` of the outcomes object of a shard."""
+        """Takes the columns ``RECORDED`` of the outcomes object of a shard; what it does not name is not done."""
+        mine = self._plan.rows_of(shard)
+        self._forget(label, np.arange(mine.start, mine.stop))
         rows = find_rows(self._plan, shard, outcomes["media_id"])
         codes = np.array([_CODE[str(status)] for status in outcomes["status"]], dtype=np.int8)
         self._codes[label][rows[rows >= 0]] = codes[rows >= 0]
         for row, status, reason in zip(rows.tolist(), outcomes["status"], outcomes["error_class"], strict=True):
             if reason and status != "skipped" and row >= 0:
                 self._classes[label, row] = str(reason)
-            elif self._classes:
-                self._classes.pop((label, row), None)
         self._num_rows[label, shard] = sum(int(str(n or 0)) for n in outcomes["num_rows"])
+
+    def _forget(self, label: str, rows: npt.NDArray[np.int64]) -> None:
+        self._codes[label][rows] = 0
+        for row in rows.tolist() if self._classes else ():
+            self._classes.pop((label, row), None)
 
     def num_rows(self, label: str) -> int:
         """Rows that are published under a label."""

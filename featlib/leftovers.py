@@ -6,6 +6,7 @@ from featlib.drivers import Claim
 from featlib.layout import Keys
 from featlib.publisher import is_spent
 from featlib.shards.commit import read_committed
+from featlib.shards.doubt import remove_settled
 from featlib.shards.schema import Provenance
 from featlib.shards.staging import piece_keys, read_shards
 from featlib.storage import Store
@@ -33,11 +34,13 @@ def clean_up(
     for shard, pieces in read_shards(store, mine):
         kept = {p.key for p in pieces if not is_spent(p, provenance)}
         _remove(store, claim, [key for key in mine[shard] if key not in kept])  # also those that nobody can read
-    remove_late_pieces(store, keys, claim, provenance)
+    remove_late(store, keys, claim, provenance)
 
 
-def remove_late_pieces(store: Store, keys: Keys, claim: Claim, provenance: Mapping[str, Provenance]) -> None:
-    """Removes pieces that were staged for a driver that slept, after another had published."""
+def remove_late(store: Store, keys: Keys, claim: Claim, provenance: Mapping[str, Provenance]) -> None:
+    """Removes pieces that were staged for a driver that slept, after another had published, and doubts that are
+    settled."""
+    remove_settled(store, keys, provenance, claim.confirm)
     for shard, pieces in read_shards(store, piece_keys(store, keys)):
         made = {label for p in pieces for label in p.rounds if label in provenance}
         rounds = {label: read_committed(store, keys, label, shard).rounds for label in made}

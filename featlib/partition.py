@@ -124,7 +124,9 @@ def _from_shard(store: Store, keys: Keys, label: str) -> dict[str, str] | None:
 
 def _settings_in(store: Store, folder: str) -> dict[str, str] | None:
     """Those of the first object in a folder."""
-    for key in [info.key for info in store.list(folder) if PartName.parse(info.key) is not None][:1]:
+    for key in [info.key for info in store.list(folder) if PartName.parse(info.key) is not None]:
+        if store.stat(key) is None:  # dropped, and listed still
+            continue
         with reading(key), open_sealed(store, key) as file:
             footer = read_footer(pq.ParquetFile(file).schema_arrow.metadata)
         settings: dict[str, str] = json.loads(footer["featlib.semantics"])
@@ -174,7 +176,7 @@ def drop(
     gone = list(_pieces_of(store, keys, label))
     outcomes = [o.key for o in store.list(f"outcomes/dataset={keys.dataset}")]
     mine = [key for key in outcomes if key.startswith(f"{keys.outcomes(label)}/")]
-    gone += mine + [o.key for o in store.list(keys.features(label))]
+    gone += mine + [o.key for folder in (keys.features(label), keys.doubts(label)) for o in store.list(folder)]
     models = [o.key for o in store.list(f"{keys.own}/models")]
     is_last = len(mine) == len(outcomes) and not set(models) - {keys.model(label)}
     if not is_last and keys.model(label) in models:

@@ -116,7 +116,10 @@ def read_plan(store: Store, keys: Keys) -> Plan:
     for number, info in enumerate(store.list(keys.plan)):
         if info.key != _generation_key(keys, number):
             raise DamagedError(_generation_key(keys, number), f"is gone, and {info.key} stands")
-        plan = reread(info.key, partial(_with_generation, plan, store, info.key))
+        try:
+            plan = reread(info.key, partial(_with_generation, plan, store, info.key))
+        except FileNotFoundError:
+            raise StoppedError(f"{info.key}: somebody has just removed it; run the same command again") from None
     return plan
 
 

@@ -303,7 +303,7 @@ def test_a_driver_that_slept_removes_nothing_that_the_other_staged(
     store = published(tmp_path, [Item("v0")])
     key = staged(store, "other", [Item("v0")], ["a"])
     monkeypatch.setattr("featlib.partition.register", lambda store, *_, **__: buried(store))
-    monkeypatch.setattr("featlib.aggregation.job.list_pieces", lambda *_: {0: [Piece(key, {"a.mean": "x"}, ())]})
+    monkeypatch.setattr("featlib.aggregation.job.read_shards", lambda *_: [(0, [Piece(key, {"a.mean": "x"}, ())])])
     with pytest.raises(StoppedError, match="another driver took over"):
         aggregate(tmp_path, "a")
     assert store.stat(key) is not None

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from featlib.aggregation.shard import FINAL
 from featlib.layout import Keys, PartName
 from featlib.ledger import STATUSES, Rows
-from featlib.plan import Digests, Plan, digest, shard_rows
+from featlib.plan import Digests, Plan, digest, find_rows, shard_rows
 from featlib.shards.commit import read_outcomes
+from featlib.shards.doubt import items_in_doubt
 from featlib.shards.schema import reading
 from featlib.storage import Store
 
@@ -88,6 +89,9 @@ def _known(store: Store, keys: Keys, plan: Plan, label: str) -> _Known:
                 known.final[row] = o["error_class"] in FINAL
                 if o["etag"] is not None or o["size"] is not None:
                     known.source[row] = digest(f"{o['size']}/{o['etag']}")
+    for shard, media_ids in items_in_doubt(store, keys, label):
+        doubted = find_rows(plan, shard, sorted(media_ids))
+        known.status[doubted[doubted >= 0]] = 0
     return known
 
 

@@ -27,9 +27,10 @@ from featlib.plan import Plan, PlanItems, read_plan
 from featlib.progress import Reporter, SilentReporter
 from featlib.publisher import ShardPublisher
 from featlib.redaction import redact
+from featlib.shards.doubt import remove_settled
 from featlib.shards.publish import Event
 from featlib.shards.schema import Provenance, to_json
-from featlib.shards.staging import list_pieces
+from featlib.shards.staging import piece_keys, read_shards
 from featlib.storage import Store, StoreOptions
 from featlib.summary import Seconds, Summary
 
@@ -122,11 +123,12 @@ def _checked(config: AggregateConfig, head: "TrainedHead | None", store: Store, 
 
 def _remove_pieces(store: Store, keys: Keys, label: str, claim: Claim) -> None:
     """Vectors that a broken run staged: their sources may have changed since, and they are made again in no time."""
-    pieces = (piece for staged in list_pieces(store, keys).values() for piece in staged)
+    pieces = (piece for _, staged in read_shards(store, piece_keys(store, keys)) for piece in staged)
     mine = [piece.key for piece in pieces if label in piece.fingerprints]
     if mine:
         claim.confirm()
         store.delete(mine)
+    remove_settled(store, keys, [label], claim.confirm)
 
 
 def _provenance(

@@ -1,7 +1,7 @@
 """The commit of a shard: its outcomes object, and in the footer what it stands for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,16 +23,18 @@ class Committed:
         hashes: SHA-256 of each features object, by the last component of its key.
         rounds: How often it was put.
         pieces: Keys of the pieces that are history: what of them was to be published is.
+        used: Of these, the keys of those whose rows or reports were published.
     """
 
     outcomes: pa.Table
     hashes: Mapping[str, str]
     rounds: int
     pieces: frozenset[str] = frozenset()
+    used: frozenset[str] = frozenset()
 
     def has(self, staged: StagedItem, media_id: str) -> bool:
         """Whether these very pieces made the outcome that stands: a cut publish is being repeated."""
-        return all(key in self.pieces for key, _ in staged.pieces.values()) and media_id in self.media_ids
+        return all(key in self.used for key, _ in staged.pieces.values()) and media_id in self.media_ids
 
     @cached_property
     def media_ids(self) -> frozenset[str]:
@@ -51,9 +53,9 @@ def read_committed(store: Store, keys: Keys, label: str, shard: int) -> Committe
         return Committed(OUTCOMES.empty_table(), {}, 0)
     table = read_outcomes(store, key)
     footer = read_footer(table.schema.metadata)
-    hashes, pieces = (json.loads(footer[f"featlib.{name}"]) for name in ("features", "pieces"))
-    stage = keys.stage_shard(shard)
-    return Committed(table, hashes, int(footer["featlib.rounds"]), frozenset(f"{stage}/{name}" for name in pieces))
+    hashes, *names = (json.loads(footer[f"featlib.{name}"]) for name in ("features", "pieces", "used"))
+    pieces, used = (frozenset(f"{keys.stage_shard(shard)}/{name}" for name in those) for those in names)
+    return Committed(table, hashes, int(footer["featlib.rounds"]), pieces, used)
 
 
 def put_committed(store: Store, keys: Keys, label: str, shard: int, stands: Committed, provenance: Provenance) -> None:
@@ -62,10 +64,15 @@ def put_committed(store: Store, keys: Keys, label: str, shard: int, stands: Comm
         **provenance.footer(),
         "featlib.features": to_json(stands.hashes),
         "featlib.rounds": str(stands.rounds),
-        "featlib.pieces": to_json(sorted(key.rpartition("/")[2] for key in stands.pieces)),
+        "featlib.pieces": _names(stands.pieces),
+        "featlib.used": _names(stands.used),
     }
     table = stands.outcomes.replace_schema_metadata(with_footer(OUTCOMES, footer).metadata)
     store.put(f"{keys.outcomes(label)}/{PartName(shard)}", sealed(table))
+
+
+def _names(pieces: Iterable[str]) -> str:
+    return to_json(sorted(key.rpartition("/")[2] for key in pieces))
 
 
 def read_outcomes(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -23,6 +23,7 @@ from featlib.items import ItemReport, PlanItem, merge_facts, merge_models
 from featlib.layout import Keys, PartName
 from featlib.sealed import check_seal, open_sealed, reread
 from featlib.shards.commit import Committed, put_committed, read_committed
+from featlib.shards.doubt import read_doubt, write_doubt
 from featlib.shards.parts import Joined, PartWriter, new_names, put_file, write_whole
 from featlib.shards.pieces import PieceReader, unique_rows
 from featlib.shards.schema import FEATURES, OUTCOMES, RECORDED, Provenance, as_features
@@ -87,7 +88,8 @@ def publish_shard(
     pieces = PieceReader(store)
     for label, all_staged in job.staged.items():
         committed = read_committed(store, keys, label, job.shard)
-        staged = {m: s for m, s in all_staged.items() if not committed.has(s, m)}
+        doubt = read_doubt(store, keys, label, job.shard, committed)
+        staged = {m: s for m, s in all_staged.items() if m in doubt or not committed.has(s, m)}
         if not staged:
             published[label] = committed.outcomes.select(RECORDED).to_pydict()
             continue
@@ -95,19 +97,30 @@ def publish_shard(
         with TemporaryDirectory(prefix="featlib-") as folder:
             writer = PartWriter(Path(folder), provenance[label].footer(), max_bytes)
             present = _present(store, keys.features(label), job.shard, job.present.get(label, ()), committed)
-            visible = _Visible.read(store, present, committed, staged)
+            visible = _Visible.read(store, present, committed, staged, doubt)
+            again = visible.doubt | (committed.media_ids & staged.keys())
             hashes = dict(visible.hashes)
-            replacements = _write_new_rows(pieces, job.items, label, staged, visible.homes, writer, counts)
+            _write_new_rows(pieces, job.items, label, staged, visible.homes, writer, counts)
             files = writer.close()
-            _put_replacements(store, replacements, provenance[label], job.items, Path(folder), hashes, put)
+            if again != doubt:
+                guard()
+                write_doubt(store, keys, label, job.shard, committed, again)
+
+            def rows_of(media_id: str, label: str = label, staged: Mapping[str, StagedItem] = staged) -> pa.Table:
+                return _rows_of(pieces, label, media_id, staged.get(media_id))
+
+            _put_replacements(store, visible.homes, rows_of, provenance[label], job.items, Path(folder), hashes, put)
             for path, part in zip(files, new_names(job.shard, committed.rounds, list(visible.hashes)), strict=False):
                 hashes[str(part)] = put(f"{keys.features(label)}/{part}", path)
-        outcomes = _outcome_table(job.items, committed.outcomes, staged, label, counts)
-        used = {key for item in staged.values() for key, _ in item.pieces.values()}
-        stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces))
+        outcomes = _outcome_table(job.items, committed.outcomes, visible.doubt, staged, label, counts)
+        used = committed.used.union(key for item in staged.values() for key, _ in item.pieces.values())
+        stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces), used)
         confirm()
         put_committed(store, keys, label, job.shard, stands, provenance[label])
         on_event("outcomes_put", label)
+        if again:
+            confirm()
+            store.delete([keys.doubt(label, job.shard)])
         published[label] = outcomes.select(RECORDED).to_pydict()
     return published
 
@@ -120,7 +133,11 @@ def _present(store: Store, folder: str, shard: int, listed: Sequence[str], commi
         if store.stat(key := f"{folder}/{part}") is None:
             break
         found.add(key)
-    return sorted(found, key=lambda key: PartName.parse(key) or PartName(0))
+    return sorted(found, key=_part_order)
+
+
+def _part_order(key: str) -> PartName:
+    return PartName.parse(key) or PartName(0)
 
 
 @dataclass(frozen=True)
@@ -133,29 +150,47 @@ class _Visible:
             be of media, or of pieces, that have been replaced since, or of items that are no longer asked for.
         hashes: SHA-256 of each object as it is now, by the last component of its key: a publish that was cut behind a
             replacement left other bytes than those that are committed.
+        doubt: Items whose outcomes speak of other rows. Those that are not staged lose their rows, and with them
+            outcomes that say that there are any; they are done anew. It is all of the shard where an object is not the
+            committed one and nothing says of which items.
     """
 
     homes: Mapping[str, Sequence[str]]
     hashes: Mapping[str, str]
+    doubt: frozenset[str]
 
     @classmethod
-    def read(cls, store: Store, present: Sequence[str], committed: Committed, staged: Collection[str]) -> "_Visible":
-        """Of the objects ``present``; one that is listed, but neither there nor committed, was dropped."""
-        homes: dict[str, list[str]] = {}
+    def read(
+        cls,
+        store: Store,
+        present: Sequence[str],
+        committed: Committed,
+        staged: Collection[str],
+        doubt: frozenset[str] = frozenset(),
+    ) -> "_Visible":
+        """Of the objects ``present``; one that is listed, but neither there nor committed, was dropped.
+
+        Args:
+            doubt: Items that are known to be.
+        """
         hashes: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
         for key in present:
             name = key.rpartition("/")[2]
             try:
-                hashes[name], media_ids = _read_ids(store, key)
+                hashes[name], found[key] = _read_ids(store, key)
             except FileNotFoundError:
                 if name in committed.hashes:
                     raise DamagedError(key, "is gone, and an outcomes object names it") from None
-                continue
-            standing = committed.media_ids if name in committed.hashes else frozenset()
+        if not doubt and any(hashes.get(name) != sha256 for name, sha256 in committed.hashes.items()):
+            doubt = committed.media_ids
+        homes: dict[str, list[str]] = {}
+        for key, media_ids in found.items():
+            standing = committed.media_ids - doubt if key.rpartition("/")[2] in committed.hashes else frozenset()
             for media_id in media_ids:
                 if media_id in staged or media_id not in standing:
                     homes.setdefault(media_id, []).append(key)
-        return cls(homes, hashes)
+        return cls(homes, hashes, doubt)
 
 
 def _read_ids(store: Store, key: str) -> tuple[str, list[str]]:
@@ -180,13 +215,8 @@ def _write_new_rows(
     homes: Mapping[str, Sequence[str]],
     writer: PartWriter,
     counts: dict[str, int],
-) -> dict[str, dict[str, pa.Table]]:
-    """Sends rows of items that have no home to ``writer``; gives those that take the place of others, by object and
-    item: an item's first home gets all its rows, and the others none."""
-    replacements: dict[str, dict[str, pa.Table]] = {}
-    for media_id, keys in homes.items():
-        for key in keys:
-            replacements.setdefault(key, {})[media_id] = FEATURES.empty_table()
+) -> None:
+    """Sends rows of items that have no home to ``writer``, and counts those of all."""
     joined = Joined(writer)
     for item in items:
         staged = staged_items.get(item.media_id)
@@ -200,29 +230,46 @@ def _write_new_rows(
         joined.flush()
         rows = unique_rows(pa.concat_tables(span.table for span in spans))
         counts[item.media_id] = rows.num_rows
-        if item.media_id in homes:
-            replacements[homes[item.media_id][0]][item.media_id] = rows
-        else:
+        if item.media_id not in homes:
             writer.write(rows, spans[0].bytes_a_row)
     joined.flush()
-    return replacements
+
+
+def _rows_of(pieces: PieceReader, label: str, media_id: str, staged: StagedItem | None) -> pa.Table:
+    """All rows of an item; none of one that is not staged."""
+    if staged is None:
+        return FEATURES.empty_table()
+    return unique_rows(
+        pa.concat_tables(pieces.span(staged.pieces[k][0], label, media_id).table for k in range(staged.n))
+    )
 
 
 def _put_replacements(
     store: Store,
-    replacements: Mapping[str, Mapping[str, pa.Table]],
+    homes: Mapping[str, Sequence[str]],
+    rows_of: Callable[[str], pa.Table],
     provenance: Provenance,
     items: Sequence[PlanItem],
     folder: Path,
     hashes: dict[str, str],
     put: Callable[[str, Path], str],
 ) -> None:
-    """Rewrites objects whose items changed; those that only lose rows go first, so no key is ever there twice."""
+    """Rewrites objects whose items changed: an item's first home gets all its rows, and the others none. The later
+    ones go first, so no key is ever there twice. One object is in memory at a time.
+
+    Args:
+        rows_of: Gives the new rows of an item.
+    """
     order = pa.array([item.media_id for item in items])
-    for key in sorted(replacements, key=lambda k: any(t.num_rows for t in replacements[k].values())):
+    leaving, coming = dict[str, list[str]](), dict[str, list[str]]()
+    for media_id, keys in homes.items():
+        coming.setdefault(keys[0], []).append(media_id)
+        for key in keys:
+            leaving.setdefault(key, []).append(media_id)
+    for key in sorted(leaving, key=_part_order, reverse=True):
         old = as_features(_read_whole(store, key, hashes[key.rpartition("/")[2]]))
-        kept = old.filter(pc.invert(pc.is_in(old["media_id"], pa.array(list(replacements[key])))))
-        rows = pa.concat_tables([kept, *replacements[key].values()])
+        kept = old.filter(pc.invert(pc.is_in(old["media_id"], pa.array(leaving[key]))))
+        rows = pa.concat_tables([kept, *map(rows_of, coming.get(key, ()))])
         place = pc.index_in(rows["media_id"], order)
         rows = rows.append_column("place", place).sort_by([("place", "ascending"), ("clip_index", "ascending")])
         rows = rows.drop_columns(["place"])
@@ -248,6 +295,7 @@ def _read_whole(store: Store, key: str, sha256: str | None) -> pa.Table:
 def _outcome_table(
     items: Sequence[PlanItem],
     before: pa.Table,
+    doubt: Collection[str],
     staged: Mapping[str, StagedItem],
     label: str,
     counts: Mapping[str, int],
@@ -258,7 +306,7 @@ def _outcome_table(
         if item.media_id in staged:
             earlier = old.get(item.media_id, {}).get("attempts") or 0
             rows.append(_outcome(item, staged[item.media_id].reports, label, counts[item.media_id], earlier))
-        elif item.media_id in old:
+        elif item.media_id in old and not (item.media_id in doubt and old[item.media_id]["num_rows"]):
             rows.append(old[item.media_id])
     return pa.Table.from_pylist(rows, schema=OUTCOMES)
 

@@ -269,7 +269,7 @@ def test_of_a_cut_retry_only_its_own_object_is_written_again(tmp_path: Path) -> 
     _retry(store)
     first = store.get(f"{KEYS.features('a')}/part-00000.parquet")
     with pytest.raises(CrashError, match="outcomes"):
-        publish(CrashingStore(str(tmp_path), at=1, after=False), retry_failed=True)
+        publish(CrashingStore(str(tmp_path), at=2, after=False), retry_failed=True)
     store.delete([info.key for info in store.list(KEYS.stage)])
     new = [Item("v1", (0,), created=3.0), Item("v4", (5, 6), created=3.0)]
     staged(store, "t-0", new)

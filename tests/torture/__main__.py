@@ -137,7 +137,7 @@ def _one_kill(given: argparse.Namespace, folder: Path) -> Tally:
     tally = Tally(f"kills on {name}")
     with _place(name, folder) as place, stage_in(folder / name, place.output, place.endpoint_url) as stage:
         scene = stage.scene(given.seed, given.phase)
-        kill = Kill(given.seed, given.phase, Point.parse(given.at), again)
+        kill = Kill(given.seed, given.phase, Point.parse(given.at), again, given.plain)
         torture(stage, scene, [kill], Random(0), tally, Coverage(), f"--store {name} ")
     return tally
 
@@ -309,6 +309,11 @@ def _parser() -> argparse.ArgumentParser:
         "--at", help="one trial alone: its number, or of publishing where it dies: 'after rename plan 0'"
     )
     parser.add_argument("--again", help="where the next run of that trial dies, too")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="in that trial a run that neither retries nor replaces comes before the next",
+    )
     parser.add_argument("--store", choices=_STORES, help="one kind of store alone")
     parser.add_argument("--share", type=float, help="of requests that are spoilt; default 0.1 and then 0.3")
     parser.add_argument("--stories", type=int, default=5, help="jobs over media of a seed, each in four phases")

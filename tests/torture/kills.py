@@ -63,7 +63,7 @@ def torture(
     is_whole: bool = False,
 ) -> set[Point]:
     """Plays kills until the tally is full; every third time the next run is killed as well, at one of all operations
-    that it takes.
+    that it takes, and every third time a run that neither retries nor replaces comes before the next.
 
     Args:
         how: Arguments for the command that repeats one.
@@ -77,7 +77,7 @@ def torture(
     for number, kill in enumerate(chosen):
         if tally.is_full and not is_whole:
             break
-        played = _play_one(stage, scene, kill, tally, coverage, how)
+        played = _play_one(stage, scene, replace(kill, is_plain=number % 3 == 1), tally, coverage, how)
         hit |= {kill.at} & set(played.hit)
         coverage.expect(played.operations)
         if number % 3 == 2 and played.operations and (is_whole or not tally.is_full):

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from featlib.layout import Keys
 from featlib.manifest import read_manifest
+from featlib.shards.doubt import items_in_doubt
 from featlib.shards.staging import list_pieces
 from featlib.shards.verify import verify
 from featlib.storage import Store, StoreOptions
@@ -41,7 +42,8 @@ _BURIED = re.compile(
     r"^featlib\.errors\.StoppedError: the claim of this driver .* another driver took over", re.MULTILINE
 )
 _OF_DRIVER = ("put features", "put_file features", "put outcomes", "put_file plan", "put_file units", "delete stage")
-_OWN = ("stage", "units", "drivers")
+_SAID = ("status", "error_class", "error_message", "retryable", "num_rows", "uri", "size", "etag", "codec", "attempts")
+_OWN = ("stage", "units", "drivers", "doubt")
 """Of a job that is under way; nothing of it is left at the end."""
 
 HOLD_S = 4.0
@@ -55,16 +57,18 @@ class Kill:
     Args:
         at: Where the run dies.
         again: Where the next run dies, too; None: it lives.
+        is_plain: Before the same command goes on, one comes that neither retries nor replaces.
     """
 
     seed: int
     phase: str
     at: Point
     again: Point | None = None
+    is_plain: bool = False
 
     def __str__(self) -> str:
         again = f" --again '{self.again}'" if self.again else ""
-        return f"--seed {self.seed} --phase {self.phase} --at '{self.at}'{again}"
+        return f"--seed {self.seed} --phase {self.phase} --at '{self.at}'{again}{' --plain' * self.is_plain}"
 
 
 @dataclass(frozen=True)
@@ -133,13 +137,15 @@ class Rows:
 
     Args:
         features: What rows hold, by label, media id and clip.
-        outcomes: Status, class, rows and attempts by label and media id.
+        outcomes: By label and media id, what is said of the item and of its file; the number of attempts comes last.
+        doubted: Labels and media ids whose outcomes are in doubt.
         objects: Keys of everything published.
         twice: Keys of rows that came more than once.
     """
 
     features: dict[tuple[str, str, int], Values]
     outcomes: dict[tuple[str, str], tuple[Any, ...]]
+    doubted: frozenset[tuple[str, str]]
     objects: tuple[str, ...]
     twice: tuple[object, ...]
 
@@ -154,11 +160,12 @@ class Rows:
             for info in store.list(KEYS.outcomes(label)):
                 objects.append(info.key)
                 for row in _read(store, info.key):
-                    said = tuple(row[name] for name in ("status", "error_class", "num_rows", "attempts"))
+                    said = tuple(row[name] for name in _SAID)
                     outcomes.append(((label, row["media_id"]), said))
         counts = Counter(key for key, _ in [*features, *outcomes])
         twice = tuple(key for key, n in counts.items() if n > 1)
-        return cls(dict(features), dict(outcomes), tuple(sorted(objects)), twice)
+        doubted = ((label, m) for label in LABELS for _, ids in items_in_doubt(store, KEYS, label) for m in ids)
+        return cls(dict(features), dict(outcomes), frozenset(doubted), tuple(sorted(objects)), twice)
 
 
 def _read(store: Store, key: str) -> list[dict[str, Any]]:
@@ -264,10 +271,14 @@ class Stage:
         copy_output(self.store("start"), store)
         story = replace(scene.story, output=store.url)
         staged, hit, said = Counter[str](), list[Point](), ""
-        for point in (kill.at, kill.again, None) if kill.again else (kill.at, None):
+        runs = [(kill.at, story), (kill.again, story), (None, replace(story, is_plain=True)), (None, story)]
+        wanted = (True, kill.again is not None, kill.is_plain, True)
+        for (point, told), is_wanted in zip(runs, wanted, strict=True):
+            if not is_wanted:
+                continue
             log = self.folder / "killed.log"
             log.unlink(missing_ok=True)
-            status, said = self.tellers.tell(story, log, point)
+            status, said = self.tellers.tell(told, log, point)
             staged += Counter(log.read_text().splitlines() if log.exists() else ())
             if status == _KILLED and point is not None:
                 hit.append(point)
@@ -280,9 +291,14 @@ class Stage:
                 return Played(tuple(hit), [f"exit {status}: {said}"])
             elif point is not None:
                 break  # it had ended before it came to that place
+            elif told.is_plain:
+                found = Rows.of(store)
+                wrong = _between(found, scene) + [f"{key} is still in doubt" for key in found.doubted]
+                if wrong:
+                    return Played(tuple(hit), [f"after a plain run: {line}" for line in wrong])
         wrong = wrong_at_end(store, scene)
         redone = [line for line, times in staged.items() if times > 1 and not scene.may_be_redone(line.split()[0])]
-        if redone:
+        if redone and not kill.is_plain:  # it clears away what it does not ask for
             wrong.append(f"done again though it was staged: {', '.join(redone)}")
         return Played(tuple(hit), wrong, tuple(json.loads(said)["operations"]))
 
@@ -400,7 +416,8 @@ def _staged(store: Store) -> list[str]:
 
 
 def _between(found: Rows, scene: Scene) -> list[str]:
-    """After a kill every item is visible whole, as it was before or as it will be in the end, and so is its outcome."""
+    """After a kill every item is visible whole, as it was before or as it will be in the end, and so is its outcome.
+    Where one is old and the other new, the item is in doubt."""
     wrong = [f"{key} is there twice" for key in found.twice]
     before, now, after = (_by_item(rows.features) for rows in (scene.before, found, scene.truth))
     for key, rows in now.items():
@@ -411,6 +428,9 @@ def _between(found: Rows, scene: Scene) -> list[str]:
         old, new = scene.before.outcomes.get(key), scene.truth.outcomes.get(key)
         if said != old and (new is None or not _is_outcome(scene, key, said, new)):
             wrong.append(f"the outcome of {key} is neither old nor new: {said}")
+        is_old, is_new = now.get(key) == before.get(key), now.get(key) == after.get(key)
+        if not (is_new if said != old else is_old) and key not in found.doubted:
+            wrong.append(f"{key}: rows of one version stand under the outcome of another: {said}")
     return wrong + [f"the outcome of {key} is gone" for key in scene.before.outcomes if key not in found.outcomes]
 
 

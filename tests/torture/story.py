@@ -38,6 +38,7 @@ class Story:
             ones were replaced.
         output: Path or URL.
         endpoint_url: Of the store, when it is not a disk.
+        is_plain: The job asks for nothing but what is open, whatever the phase.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Story:
     folder: str
     output: str
     endpoint_url: str | None = None
+    is_plain: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> "Story":
@@ -95,8 +97,8 @@ class Story:
             "compile": "off",
             "device": "cpu",
             "max_failed": 1.0,
-            "retry_failed": self.phase == "retried",
-            "changed": self.phase == "changed",
+            "retry_failed": self.phase == "retried" and not self.is_plain,
+            "changed": self.phase == "changed" and not self.is_plain,
             "endpoint_url": self.endpoint_url,
         }
 
