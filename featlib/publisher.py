@@ -50,24 +50,27 @@ class ShardPublisher:
     on_event: Event
     _listed: dict[str, dict[int, list[str]]] = field(default_factory=dict)
 
-    def publish(self, shard: int) -> Published:
+    def publish(self, shard: int, staged: Sequence[str] = ()) -> Published:
         """Makes everything of this run that belongs to a shard visible, and removes its pieces.
+
+        Args:
+            staged: Keys of pieces that are there for certain; a listing may lag.
 
         Raises:
             StoppedError: Another driver works, or somebody removes what this one reads.
         """
         try:
-            return self._publish(shard)
+            return self._publish(shard, staged)
         except FileNotFoundError as error:
             self.claim.check()  # who slept for longer than the lease misses what the next driver removed
             what = error.filename or error
             raise StoppedError(f"shard {shard}: {what} has just been removed; run the same command again") from error
 
-    def _publish(self, shard: int) -> Published:
+    def _publish(self, shard: int, known: Sequence[str]) -> Published:
         self.claim.check()
         items = self.items.shard(shard)
         needs = self.backlog.needs_of(shard, items)
-        keys = piece_keys(self.store, self.keys, shard).get(shard, [])
+        keys = sorted({*piece_keys(self.store, self.keys, shard).get(shard, ()), *known})
         pieces = read_heads(self.store, keys)
         pieces = self.backlog.without_replaced(shard, pieces)
         staged = staged_for(pieces, needs, {label: p.fingerprint for label, p in self.provenance.items()})

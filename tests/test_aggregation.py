@@ -19,19 +19,21 @@ from featlib.layout import Keys
 from featlib.plan import Plan, read_plan
 from featlib.shards.staging import Piece
 from featlib.shards.verify import verify
-from featlib.storage import Store
+from featlib.storage import Store, StoreOptions
 from tests.servers.faults import flipped
 from tests.shards.make import (
     KEYS,
     SHAPES,
     CrashError,
     Item,
+    LaggingStore,
     batch,
     planned,
     publish,
     publisher,
     snapshot,
     staged,
+    units,
     value,
 )
 
@@ -315,6 +317,25 @@ def test_a_driver_that_slept_at_its_end_sums_up_nothing_of_the_other(tmp_path: P
     with pytest.raises(StoppedError, match="another driver took over"):
         featlib.aggregate(config, on_event=lambda name, what: buried(store) if name == "shard_published" else None)
     assert not store.list(KEYS.runs)
+
+
+@pytest.mark.parametrize("late", ["_featlib/d/stage/", "features/dataset=d/model=a/part-00001"])
+def test_what_is_not_listed_yet_is_found_by_its_key(late: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = published(tmp_path, [Item("v0")], ["a"], 1)
+    planned(store, ["v0", "v1"], 1)
+    staged(store, "r-1", [Item("v1")], ["a"], shard=1)
+    made = publisher(store)
+    units(made)
+    made.publish(1)
+
+    def lagging(url: str, options: StoreOptions) -> LaggingStore:
+        store = LaggingStore(url, options)
+        store.unseen = (late,)
+        return store
+
+    monkeypatch.setattr("featlib.aggregation.job.Store", lagging)
+    assert aggregate(tmp_path, "a").media == {"ok": 2}
+    assert vectors(tmp_path, "a.mean").keys() == {"v0", "v1"}
 
 
 def changed(store: Store, label: str, *items: Item) -> None:

@@ -435,8 +435,12 @@ def test_shards_of_a_featlib_without_attention_go_on(tmp_path: Path, label: str)
     store = output(tmp_path, {"a": videos(4)})
     aggregate(tmp_path, "a", head=None)
     (only,) = store.list(KEYS.features(label))
-    old = pq.read_table(io.BytesIO(store.get(only.key))).drop_columns(["attention"])
-    (tmp_path / only.key).write_bytes(sealed(old))
+    old = sealed(pq.read_table(io.BytesIO(store.get(only.key))).drop_columns(["attention"]))
+    store.put(only.key, old)
+    outcomes = f"{KEYS.outcomes(label)}/part-00000.parquet"
+    commit = pq.read_table(io.BytesIO(store.get(outcomes)))
+    hashes = json.dumps({"part-00000.parquet": hashlib.sha256(old).hexdigest()})
+    store.put(outcomes, sealed(commit.replace_schema_metadata({**commit.schema.metadata, "featlib.features": hashes})))
     table = featlib.open_features(str(tmp_path), dataset="d", model=label).to_arrow()
     assert table.schema.names == FEATURES.names
     assert table["attention"].null_count == table.num_rows > 0

@@ -174,9 +174,9 @@ def _work(job: _Job, claim: Claim, shown: Reporter, on_event: Event) -> Seconds:
         todo = [i for i in items if i.media_id in wanted]
         keys_of = {name: by_shard.get(shard, []) for name, by_shard in listed.items()}
         for _ in range(_TRIES):  # a piece that turns out to be damaged is deleted by the publish, and made again
-            reports = work.stage(shard, todo, keys_of)
+            key, reports = work.stage(shard, todo, keys_of)
             on_event("shard_staged", str(shard))
-            published = publisher.publish(shard)
+            published = publisher.publish(shard, (key,))
             if not published.again:
                 break
         else:

@@ -15,8 +15,8 @@ from featlib.aggregation.vectors import Maker, NotFiniteError, StepsDifferError,
 from featlib.errors import ConfigError
 from featlib.items import ItemReport, ModelReport, PlanItem
 from featlib.layout import Keys, PartName
-from featlib.shards.commit import read_outcomes
-from featlib.shards.schema import FEATURES, OUTCOMES, reading
+from featlib.shards.commit import Committed, read_committed
+from featlib.shards.schema import FEATURES, reading
 from featlib.shards.staging import feature_rows, stage
 from featlib.spec import MediaFacts, Segment, Status
 from featlib.storage import Store
@@ -46,21 +46,28 @@ class ShardWork:
     label: str
     fingerprint: str
 
-    def stage(self, shard: int, items: Sequence[PlanItem], objects: Mapping[str, Sequence[str]]) -> list[ItemReport]:
-        """Makes the vectors of some items of a shard and stages them as one piece; gives their reports.
+    def stage(
+        self, shard: int, items: Sequence[PlanItem], objects: Mapping[str, Sequence[str]]
+    ) -> tuple[str, list[ItemReport]]:
+        """Makes the vectors of some items of a shard and stages them as one piece; gives its key and their reports.
 
         Args:
-            objects: By label, the features objects of the shard.
+            objects: By label, the features objects of the shard that are listed; a listing may lag.
 
         Raises:
             ConfigError: The vectors have several sizes.
         """
-        before = {source.label: self._outcomes(source.label, shard) for source in self.sources}
+        stands = {source.label: self._committed(source.label, shard) for source in self.sources}
+        before = {label: {row["media_id"]: row for row in c.outcomes.to_pylist()} for label, c in stands.items()}
+        keys_of = {
+            label: sorted({*objects.get(label, ()), *(f"{self.keys.features(label)}/{name}" for name in c.hashes)})
+            for label, c in stands.items()
+        }
         reports: list[ItemReport] = []
         made: list[VideoVector] = []
         clips = []
         with ExitStack() as opened:
-            rows = [opened.enter_context(ShardRows(self.store, objects.get(s.label, ()))) for s in self.sources]
+            rows = [opened.enter_context(ShardRows(self.store, keys_of[s.label])) for s in self.sources]
             for item in items:
                 outcomes = [before[source.label].get(item.media_id) for source in self.sources]
                 model, videos, vector = self._made(item, rows, outcomes)
@@ -71,8 +78,8 @@ class ShardWork:
         table = self._table(shard, items, clips, made)
         unit = f"{uuid.uuid4().hex[:10]}-{self.label[:64]}"
         prints = {self.label: self.fingerprint}
-        stage(self.store, self.keys, shard=shard, unit=unit, rows=[table], reports=reports, fingerprints=prints)
-        return reports
+        key = stage(self.store, self.keys, shard=shard, unit=unit, rows=[table], reports=reports, fingerprints=prints)
+        return key, reports
 
     def _made(
         self, item: PlanItem, rows: Sequence[ShardRows], outcomes: Sequence[Outcome | None]
@@ -128,13 +135,9 @@ class ShardWork:
             },
         )
 
-    def _outcomes(self, label: str, shard: int) -> dict[str, Outcome]:
-        """Outcome rows of a shard by media id."""
-        names = [n for n in OUTCOMES.names if n not in ("label", "split", "manifest")]
-        key = f"{self.keys.outcomes(label)}/{PartName(shard)}"
-        with reading(key):
-            rows = read_outcomes(self.store, key, names).to_pylist()
-        return {row["media_id"]: row for row in rows}
+    def _committed(self, label: str, shard: int) -> Committed:
+        with reading(f"{self.keys.outcomes(label)}/{PartName(shard)}"):
+            return read_committed(self.store, self.keys, label, shard)
 
 
 def _worst(outcomes: Sequence[Outcome | None]) -> ModelReport:

@@ -77,7 +77,7 @@ def torture(
     for number, kill in enumerate(chosen):
         if tally.is_full and not is_whole:
             break
-        played = _play_one(stage, scene, replace(kill, is_plain=number % 3 == 1), tally, coverage, how)
+        played = _play_one(stage, scene, replace(kill, is_plain=kill.is_plain or number % 3 == 1), tally, coverage, how)
         hit |= {kill.at} & set(played.hit)
         coverage.expect(played.operations)
         if number % 3 == 2 and played.operations and (is_whole or not tally.is_full):
