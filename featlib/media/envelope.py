@@ -7,6 +7,7 @@ nobody can tell.
 
 import io
 import math
+import re
 import struct
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ _ASF_HEADER, _ASF_DATA = (
 _INFO, _TIMESTAMP_SCALE, _DURATION = 0x1549A966, 0x2AD7B1, 0x4489  # RFC 9559 section 5.1.2
 _OGG_PAGE_BYTES = 27 + 255 * 256  # RFC 3533 section 6: the most in one
 _OGG_LAST = 4
+_GIFS = b"GIF87a", b"GIF89a"
+_GIF_HEADER_BYTES, _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 13, 0x21, 0x2C, 0x3B  # GIF89a specification, appendix B
 
 
 def missing_bytes(source: Source) -> int:
@@ -51,12 +54,16 @@ def promised_s(source: Source) -> float:
     return seconds if 0 < seconds < math.inf else 0.0
 
 
-def is_ended(source: Source) -> bool:
-    """Whether the last page of an Ogg file says that it is the last; True of other files, and of what else follows."""
-    if source.size is None or source.head(4) != b"OggS":
-        return True
-    tail, at, end = _last_ogg_page(source)
-    return at < 0 or end != source.size or bool(tail[at + 5] & _OGG_LAST)
+def lacking_end(source: Source) -> str | None:
+    """What a container without a length should end with, where the object ends before it; None where it does not."""
+    head = source.head(_HEAD_BYTES)
+    if source.size is None:
+        return None
+    if head[:4] == b"OggS" and not _is_last_page_marked(source):
+        return "the page that is marked as its last"
+    if head[:6] in _GIFS and not _has_gif_trailer(source):
+        return "its trailer"
+    return None
 
 
 def _promised_end(head: bytes, source: Source) -> int:
@@ -165,6 +172,39 @@ def _last_ogg_page(source: Source) -> tuple[bytes, int, int]:
     at = tail.rfind(b"OggS\0")
     count = tail[at + 26] if 0 <= at < len(tail) - 26 else 0
     return tail, at, first + at + 27 + count + sum(tail[at + 27 :][:count])
+
+
+def _is_last_page_marked(source: Source) -> bool:
+    """True also where something else follows the page."""
+    tail, at, end = _last_ogg_page(source)
+    return at < 0 or end != source.size or bool(tail[at + 5] & _OGG_LAST)
+
+
+def _has_gif_trailer(source: Source) -> bool:
+    """By its blocks in memory, elsewhere by the last bytes that are not zero."""
+    if isinstance(source.file, io.BytesIO):
+        return _gif_reaches_trailer(source.file.getvalue())
+    tail = source.at(max((source.size or 0) - _HEAD_BYTES, 0), _HEAD_BYTES).rstrip(b"\0")
+    return tail[-1:] in (b"", bytes([_GIF_TRAILER]))
+
+
+def _gif_reaches_trailer(data: bytes) -> bool:
+    """True also where what follows is no block: that is damage, and something may be appended to a trailer."""
+    at, not_zero = _GIF_HEADER_BYTES + _gif_colours_bytes(data, _GIF_HEADER_BYTES - 3), re.compile(rb"[^\0]")
+    while block := not_zero.search(data, at):
+        at = block.start()
+        if data[at] not in (_GIF_EXTENSION, _GIF_IMAGE):
+            return True
+        at += 2 if data[at] == _GIF_EXTENSION else 11 + _gif_colours_bytes(data, at + 9)
+        while at < len(data) and data[at]:  # parts of up to 255 bytes
+            at += 1 + data[at]
+        at += 1
+    return False
+
+
+def _gif_colours_bytes(data: bytes, flags_at: int) -> int:
+    flags = data[flags_at] if flags_at < len(data) else 0
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _boxes_end(source: Source) -> int:

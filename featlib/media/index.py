@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
-from featlib.media.envelope import is_ended, missing_bytes, promised_s
+from featlib.media.envelope import lacking_end, missing_bytes, promised_s
 from featlib.media.fields import SecondFields
 from featlib.media.gaps import MOST_DELAYED, filled, is_wild
 from featlib.media.open import AV_ERRORS, OpenVideo, last_end_s, said
@@ -138,6 +138,8 @@ def read_index(
     if not packets.num_frames.any():
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
     cut = _cut(video, source, packets, progress)
+    if cut is not None and video.codec == "gif":
+        packets.is_damaged[-1] = True  # FFmpeg draws what there is of it and does not say so
     if is_timed_by_decoding(video) and _has_b_frames(video, packets):
         return _timed_by_decoding(video, packets, cut)
     return timed(video, packets, cut)
@@ -220,8 +222,9 @@ def _cut(video: OpenVideo, source: Source, packets: Packets, progress: Callable[
         return f"the file is {missing} bytes shorter than it says"
     if packets.failure is not None:
         return f"reading broke off ({packets.failure})"
-    if not is_ended(source):
-        return "the file ends before the page that is marked as its last"
+    lacking = lacking_end(source)
+    if lacking is not None:
+        return f"the file ends before {lacking}"
     return _cut_by_time(video, source, packets, progress)
 
 

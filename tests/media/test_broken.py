@@ -14,6 +14,7 @@ from PIL import Image
 
 from featlib.errors import MEDIA_ERROR_CLASSES
 from featlib.media import index
+from featlib.media import source as media_source
 from featlib.media.frames import DecodeReport
 from featlib.media.limits import Limits
 from featlib.media.open import CODECS, DECODERS, PROBED_SOUND, open_video
@@ -161,6 +162,45 @@ def test_a_cut_that_the_demuxer_does_not_see_is_partial_by_what_the_container_pr
         result = decode(path)
         assert _outcome(result) == ("partial", "truncated"), place
         assert 0 < len(_kept(result, decode(whole))) < 40 or kind == "asf"
+
+
+def _animated(path: Path, frames: int = 20) -> tuple[bytes, list[int]]:
+    """A GIF, and where the pictures of its frames begin."""
+    data = write_video(path, codec="gif", pixel_format="rgb8", frames=frames).read_bytes()
+    return data, [at + data[at:].index(b"\x2c") for at in _all(data, b"\x21\xf9\x04")]
+
+
+def test_a_cut_animated_gif_is_partial_and_loses_the_picture_that_it_ends_in(tmp_path: Path) -> None:
+    """FFmpeg draws a part of that picture; the trailer may have something behind it."""
+    path = tmp_path / "a.gif"
+    data, pictures = _animated(path)
+    whole = decode(path)
+    for behind in (b"", bytes(50_000), b"words behind the trailer"):
+        path.write_bytes(data + behind)
+        assert _outcome(decode(path)) == ("ok", None)
+    for kept in (1, 5, 19):
+        for place in (pictures[kept] + 8, pictures[kept] + 700):
+            path.write_bytes(data[:place])
+            result = decode(path)
+            assert _outcome(result) == ("partial", "truncated")
+            assert result.error_message is not None
+            assert "before its trailer" in result.error_message
+            assert _kept(result, whole) in (list(range(kept)), list(range(kept - 1)))
+    path.write_bytes(data[:-1])
+    assert _outcome(decode(path)) == ("partial", "truncated")
+
+
+def test_of_a_gif_too_large_for_memory_the_last_bytes_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.gif"
+    data, pictures = _animated(path)
+    monkeypatch.setattr(media_source, "SLURP_BYTES", 64)
+    for content, expected in (
+        (data, "ok"), (data + bytes(300), "ok"), (data + bytes(50_000), "ok"), (data[: pictures[9] + 700], "partial"),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        assert decode(path).status == expected
 
 
 def test_a_cut_in_the_second_list_of_a_large_avi_is_told_by_its_length(tmp_path: Path, videos: dict[str, Path]) -> None:
