@@ -9,12 +9,11 @@ import io
 import math
 import re
 import struct
-from collections.abc import Iterator
 
+from featlib.media.matroska import EBML, matroska_end, matroska_s
 from featlib.media.source import Source
 
 _HEAD_BYTES = 4096
-_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067  # RFC 8794 section 11.2.1, RFC 9559 section 5.1
 _TS_SYNC, _TS_PACKET_BYTES = 0x47, 188  # ISO/IEC 13818-1 section 2.4.3.2
 _MAX_BOXES, _MAX_BOXES_IN_MEMORY = 64, 1 << 16  # elsewhere each may be a request
 _MAX_SIDX_BYTES = 1 << 20
@@ -22,7 +21,6 @@ _ASF_HEADER, _ASF_DATA = (
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
     bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
 )
-_INFO, _TIMESTAMP_SCALE, _DURATION = 0x1549A966, 0x2AD7B1, 0x4489  # RFC 9559 section 5.1.2
 _OGG_PAGE_BYTES = 27 + 255 * 256  # RFC 3533 section 6: the most in one
 _OGG_LAST = 4
 _GIFS = b"GIF87a", b"GIF89a"
@@ -47,8 +45,8 @@ def promised_s(source: Source) -> float:
     if head[:3] == b"FLV":
         is_whole = 0 < _flv_number(head, b"filesize") <= (source.size or 0)
         seconds = 0.0 if is_whole else _flv_number(head, b"duration")
-    elif head[:4] == _EBML.to_bytes(4, "big"):
-        seconds = 0.0 if _matroska_end(head) else _matroska_s(head)
+    elif head[:4] == EBML:
+        seconds = matroska_s(head)
     else:
         seconds = _fragments_s(head) if head[4:8] == b"ftyp" else 0.0
     return seconds if 0 < seconds < math.inf else 0.0
@@ -69,8 +67,8 @@ def lacking_end(source: Source) -> str | None:
 def _promised_end(head: bytes, source: Source) -> int:
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
         return _riff_end(head, source)
-    if head[:4] == _EBML.to_bytes(4, "big"):
-        return _matroska_end(head)
+    if head[:4] == EBML:
+        return matroska_end(head, source)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return _boxes_end(source)
     if head[:16] == _ASF_HEADER:
@@ -94,50 +92,6 @@ def _riff_end(head: bytes, source: Source) -> int:
         if head[:4] + head[8:] != b"RIFFAVIX":
             break
     return end
-
-
-def _matroska_end(head: bytes) -> int:
-    header_size, offset = _ebml_size(head, 4)
-    if header_size is None:
-        return 0
-    offset += header_size
-    if head[offset : offset + 4] != _SEGMENT.to_bytes(4, "big"):
-        return 0
-    segment_size, offset = _ebml_size(head, offset + 4)
-    return 0 if segment_size is None else offset + segment_size
-
-
-def _ebml_size(data: bytes, offset: int) -> tuple[int | None, int]:
-    """An EBML length and where it ends; None for unknown, which live streams write (all ones)."""
-    if offset >= len(data) or data[offset] == 0:
-        return None, offset
-    length = 9 - data[offset].bit_length()
-    value = int.from_bytes(data[offset : offset + length], "big") & ((1 << 7 * length) - 1)
-    return (None if value == (1 << 7 * length) - 1 else value), offset + length
-
-
-def _matroska_s(head: bytes) -> float:
-    """Of a segment whose length is unknown, as live streams write it and others complete it with its duration."""
-    scale, duration = 1_000_000, 0.0
-    for name, segment in _elements(head):
-        for info in (data for kind, data in _elements(segment) if name == _SEGMENT and kind == _INFO):
-            found = dict(_elements(info))
-            scale = int.from_bytes(found.get(_TIMESTAMP_SCALE, b"")[:8], "big") or scale
-            data = found.get(_DURATION, b"")
-            if len(data) in (4, 8):
-                (duration,) = struct.unpack(">f" if len(data) == 4 else ">d", data)
-    return duration * scale / 1e9
-
-
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Names and contents of EBML elements one behind the other; one of unknown length takes all that is left."""
-    at = 0
-    while at < len(data) and data[at]:
-        start = at + 9 - data[at].bit_length()
-        size, content = _ebml_size(data, start)
-        stop = len(data) if size is None else content + size
-        yield int.from_bytes(data[at:start], "big"), data[content:stop]
-        at = stop
 
 
 def _flv_number(head: bytes, name: bytes) -> float:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from featlib.errors import MEDIA_ERROR_CLASSES
-from featlib.media import index
+from featlib.media import index, matroska
 from featlib.media import source as media_source
 from featlib.media.frames import DecodeReport
 from featlib.media.limits import Limits
@@ -110,9 +110,80 @@ def _with_mehd(data: bytes, seconds: int) -> bytes:
 
 
 def _as_streamed(data: bytes) -> bytes:
-    """A Matroska file whose segment has no known length, with its duration all the same."""
-    at = data.index(b"\x18\x53\x80\x67") + 4
-    return data[:at] + b"\x01" + b"\xff" * 7 + data[at + 8 :]
+    """A Matroska file in which nothing has a known length, with its duration all the same; not as by FFmpeg."""
+    made = bytearray(data.replace(b"Lavf", b"abcd"))
+    for name in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):
+        for at in _all(data, name):
+            width = 9 - made[at + 4].bit_length()
+            made[at + 4 : at + 4 + width] = ((2 << 7 * width) - 1).to_bytes(width, "big")
+    return bytes(made)
+
+
+class _Pipe:
+    """What FFmpeg can write to, but not go back in."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.data += data
+        return len(data)
+
+
+def _piped(path: Path, form: str, stop: int, tags: dict[str, str] | None = None) -> bytes:
+    """The packets of the first ``stop`` frames, copied to where nothing can be completed."""
+    pipe = _Pipe()
+    with av.open(str(path)) as source, av.open(pipe, "w", format=form) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.metadata.update(tags or {})
+        for packet in [packet for packet in source.demux(video=0) if packet.size][:stop]:
+            packet.stream = stream
+            target.mux(packet)
+    return bytes(pipe.data)
+
+
+def test_the_duration_that_ffmpeg_guesses_for_a_pipe_is_not_believed(tmp_path: Path, videos: dict[str, Path]) -> None:
+    """It is that of the longer file out of which a part was copied."""
+    path = tmp_path / "a.mkv"
+    path.write_bytes(_piped(videos["mkv"], "matroska", 20, {"DURATION": "00:00:30.000000000"}))
+    with av.open(str(path)) as container:
+        assert container.duration == 30 * av.time_base
+    result = decode(path)
+    assert _outcome(result) == ("ok", None)
+    assert _kept(result, decode(videos["mkv"])) == list(range(20))
+
+
+@pytest.mark.parametrize("tail", [1 << 20, 9000])
+@pytest.mark.parametrize("form", ["matroska", "webm"])
+def test_matroska_of_unknown_length_that_is_cut_inside_a_cluster_is_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, tail: int
+) -> None:
+    monkeypatch.setattr(matroska, "_TAIL_BYTES", (100, tail))
+    codec, options = ("libx264", {}) if form == "matroska" else ("libvpx", {"cpu-used": "8"})
+    video = write_video(tmp_path / "a.mkv", codec=codec, frames=100, options=options)
+    data, path = _piped(video, form, 100), tmp_path / "cut"
+    clusters = _all(data, b"\x1f\x43\xb6\x75")
+    assert len(clusters) == 5
+    assert clusters[-1] > len(data) - 9000 > clusters[1], "in the shorter tail one begins, but not the first"
+    for behind in (b"", bytes(500), b"words behind the end\r\n", b"\r\n"):
+        path.write_bytes(data + behind)
+        assert _outcome(decode(path)) == ("ok", None), behind
+    inside = [clusters[1] + 40, clusters[2] + 700, clusters[4] - 1, len(data) - 1]
+    for place in [*inside, *(clusters[3] + kept for kept in (1, 4, 5))]:
+        path.write_bytes(data[:place])
+        result = decode(path)
+        assert _outcome(result) == ("partial", "truncated"), place
+        assert "shorter than it says" in (result.error_message or "")
+        assert 20 <= len(_kept(result, decode(video))) < 100
+
+
+def test_blocks_of_a_cluster_without_a_length_are_looked_at(tmp_path: Path, videos: dict[str, Path]) -> None:
+    data, path = _as_streamed(_piped(videos["mkv"], "matroska", 40)), tmp_path / "a.mkv"
+    path.write_bytes(data)
+    assert _outcome(decode(path)) == ("ok", None)
+    for _, size, _, position in packets(path)[5:37:8]:
+        path.write_bytes(data[: position + size // 2])
+        assert _outcome(decode(path)) == ("partial", "truncated")
 
 
 def _flv_number(data: bytes, name: bytes, value: float) -> bytes:
