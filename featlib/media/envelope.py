@@ -10,6 +10,7 @@ import math
 import re
 import struct
 
+from featlib.media.flv import FLV, flv_end, flv_s
 from featlib.media.matroska import EBML, matroska_end, matroska_s
 from featlib.media.source import Source
 
@@ -42,9 +43,8 @@ def promised_s(source: Source) -> float:
     Only what the writer put there: FFmpeg reckons a duration where there is none.
     """
     head = source.head(_HEAD_BYTES)
-    if head[:3] == b"FLV":
-        is_whole = 0 < _flv_number(head, b"filesize") <= (source.size or 0)
-        seconds = 0.0 if is_whole else _flv_number(head, b"duration")
+    if head[:3] == FLV:
+        seconds = flv_s(head, source)
     elif head[:4] == EBML:
         seconds = matroska_s(head)
     else:
@@ -69,6 +69,8 @@ def _promised_end(head: bytes, source: Source) -> int:
         return _riff_end(head, source)
     if head[:4] == EBML:
         return matroska_end(head, source)
+    if head[:3] == FLV:
+        return flv_end(head)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return _boxes_end(source)
     if head[:16] == _ASF_HEADER:
@@ -92,14 +94,6 @@ def _riff_end(head: bytes, source: Source) -> int:
         if head[:4] + head[8:] != b"RIFFAVIX":
             break
     return end
-
-
-def _flv_number(head: bytes, name: bytes) -> float:
-    """Of ``onMetaData`` (Adobe Flash Video File Format Specification, annex E.5)."""
-    key = struct.pack(">H", len(name)) + name + b"\0"
-    at = head.find(key)
-    data = head[at + len(key) :][:8]
-    return 0.0 if at < 0 or len(data) < 8 else float(struct.unpack(">d", data)[0])
 
 
 def _fragments_s(head: bytes) -> float:

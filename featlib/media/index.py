@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _MOST_TICKS = 1 << 62
-_MOST_SLACK_S = 1.0
+_MOST_SLACK_S, _MOST_SLACK_FRAMES = 1.0, 2
 
 
 @dataclass(frozen=True)
@@ -234,14 +234,21 @@ def _cut_by_time(video: OpenVideo, source: Source, packets: Packets, progress: C
     promise_s, ticks = promised_s(source), np.sort(packets.pts[packets.pts != NO_PTS])
     if not promise_s or not len(ticks):
         return None
-    tick_s = float(_time_base(video))
-    end_s = float(ticks[-1] + max(int(packets.duration[-1]), 0)) * tick_s
-    longest_s = float(np.diff(ticks).max()) * tick_s if len(ticks) > 1 else promise_s
-    slack_s = max(min(_MOST_SLACK_S, promise_s / 20), 2 * longest_s)
+    last = int(np.argmax(packets.pts))
+    end_s = float(ticks[-1] + max(int(packets.duration[last]), 0)) * float(_time_base(video))
+    slack_s = max(min(_MOST_SLACK_S, promise_s / 20), _MOST_SLACK_FRAMES * _shown_s(video, packets, ticks))
     if end_s + slack_s < promise_s and len(video.container.streams) > 1:
         end_s = max(end_s, last_end_s(video, source, progress))
     is_cut = end_s + slack_s < promise_s
     return f"the file ends after {end_s:.2f} of the {promise_s:.2f} s that it says" if is_cut else None
+
+
+def _shown_s(video: OpenVideo, packets: Packets, ticks: Int64s) -> float:
+    """How long the last frame may be shown: as the usual one, or as the one before it; longer pauses say nothing."""
+    if len(ticks) < 2:
+        return float(max(int(packets.duration.max()) * _time_base(video), _frame_s(video, packets)))
+    apart = np.diff(ticks)
+    return max(float(np.median(apart)), float(apart[-1])) * float(_time_base(video))
 
 
 def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:

@@ -209,15 +209,17 @@ def _whole(folder: Path, kind: str) -> tuple[Path, list[int]]:
         data = _with_mehd(data, 2)
     if name == "mkv":
         data = _as_streamed(data)
+    if how == "without size":
+        data = _flv_number(data, b"filesize", 0.0)
     path.write_bytes(data)
     if name == "mp4":
         return path, [at - 4 for at in _all(data, b"moof")[1:]]
     if name == "ts":
         return path, [len(data) // 188 // 2 * 188]
-    return path, [position - (11 + 5) * (name == "flv") for _, _, _, position in packets(path)[5:37:8]]
+    return path, [position for _, _, _, position in packets(path)[5:37:8]]
 
 
-SAYS_HOW_LONG = ("asf", "ogv", "flv", "mkv", "mp4 sidx", "mp4 mehd")
+SAYS_HOW_LONG = ("asf", "ogv", "flv", "flv without size", "mkv", "mp4 sidx", "mp4 mehd")
 
 
 @pytest.mark.parametrize("kind", SAYS_HOW_LONG)
@@ -315,6 +317,45 @@ def test_what_is_promised_may_be_that_of_longer_sound(tmp_path: Path) -> None:
     path.write_bytes(_flv_number(data, b"filesize", 0.0))
     assert _outcome(decode(path)) == ("ok", None)
     path.write_bytes(_flv_number(_flv_number(data, b"filesize", 0.0), b"duration", 8.0))
+    assert _outcome(decode(path)) == ("partial", "truncated")
+
+
+def test_one_missing_byte_of_those_that_an_flv_says_is_told(tmp_path: Path) -> None:
+    """By its duration, the last frames of a long file would not be missed."""
+    whole, _ = _whole(tmp_path, "flv")
+    data = whole.read_bytes()
+    for missing in (1, 15, 400):
+        whole.write_bytes(data[:-missing])
+        result = decode(whole)
+        assert _outcome(result) == ("partial", "truncated")
+        assert f"the file is {missing} bytes shorter than it says" in (result.error_message or "")
+    for number in (float("inf"), float("nan"), 1e300, -1.0, 0.0):
+        whole.write_bytes(_flv_number(data, b"filesize", number))
+        assert _outcome(decode(whole)) == ("ok", None), number
+
+
+def test_the_one_frame_that_is_left_is_not_taken_to_last_as_long_as_all(tmp_path: Path) -> None:
+    whole, _ = _whole(tmp_path, "flv without size")
+    path = tmp_path / "cut.flv"
+    data = whole.read_bytes()
+    place = packets(whole)[1][3]
+    assert data[place] == 9, "a video tag"
+    path.write_bytes(data[:place])
+    result = decode(path)
+    assert _outcome(result) == ("partial", "truncated")
+    assert _kept(result, decode(whole)) == [0]
+    one = write_video(tmp_path / "one.flv", frames=1)
+    one.write_bytes(_flv_number(one.read_bytes(), b"filesize", 0.0))
+    assert _outcome(decode(one)) == ("ok", None)
+
+
+def test_one_long_pause_does_not_excuse_what_is_missing_behind_it(tmp_path: Path) -> None:
+    shown = [*range(20), *range(220, 240)]
+    path = write_video(tmp_path / "a.flv", frames=40, pts=shown, options={"x264-params": "scenecut=0:open-gop=0"})
+    data = _flv_number(path.read_bytes(), b"filesize", 0.0)
+    path.write_bytes(data)
+    assert _outcome(decode(path)) == ("ok", None)
+    path.write_bytes(data[: packets(path)[25][3]])
     assert _outcome(decode(path)) == ("partial", "truncated")
 
 
