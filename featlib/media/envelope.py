@@ -10,7 +10,7 @@ import math
 import re
 import struct
 
-from featlib.media.flv import FLV, flv_end, flv_s
+from featlib.media.flv import FLV, ends_with_tag, flv_end, flv_s
 from featlib.media.matroska import EBML, matroska_end, matroska_s
 from featlib.media.source import Source
 
@@ -61,6 +61,8 @@ def lacking_end(source: Source) -> str | None:
         return "the page that is marked as its last"
     if head[:6] in _GIFS and not _has_gif_trailer(source):
         return "its trailer"
+    if head[:3] == FLV and not ends_with_tag(head, source):
+        return "the end of its last tag"
     return None
 
 

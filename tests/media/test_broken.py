@@ -298,9 +298,9 @@ def test_a_cut_between_two_packets_of_what_promises_nothing_cannot_be_told(tmp_p
     assert len(result.clips["m"]) < 40
 
 
-def test_what_is_promised_may_be_that_of_longer_sound(tmp_path: Path) -> None:
-    path = tmp_path / "a.flv"
-    with av.open(str(path), "w") as container:
+def _flv_with_long_sound(path: Path, **written: str) -> bytes:
+    """Two seconds of pictures, four of sound."""
+    with av.open(str(path), "w", container_options=written) as container:
         video, sound = container.add_stream("flv", rate=20), container.add_stream("aac", rate=44100)
         video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
         for i in range(4 * 44100 // 1024):
@@ -313,7 +313,12 @@ def test_what_is_promised_may_be_that_of_longer_sound(tmp_path: Path) -> None:
                 container.mux(video.encode(shown))
         container.mux(sound.encode(None))
         container.mux(video.encode(None))
-    data = path.read_bytes()
+    return path.read_bytes()
+
+
+def test_what_is_promised_may_be_that_of_longer_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.flv"
+    data = _flv_with_long_sound(path)
     path.write_bytes(_flv_number(data, b"filesize", 0.0))
     assert _outcome(decode(path)) == ("ok", None)
     path.write_bytes(_flv_number(_flv_number(data, b"filesize", 0.0), b"duration", 8.0))
@@ -357,6 +362,51 @@ def test_one_long_pause_does_not_excuse_what_is_missing_behind_it(tmp_path: Path
     assert _outcome(decode(path)) == ("ok", None)
     path.write_bytes(data[: packets(path)[25][3]])
     assert _outcome(decode(path)) == ("partial", "truncated")
+
+
+def _flv_tags(data: bytes) -> list[tuple[int, int]]:
+    """(kind, position): 8 of sound, 9 of pictures, 18 of metadata."""
+    found, at = [], 13
+    while at < len(data):
+        found.append((data[at], at))
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["no_duration_filesize", "no_metadata"])
+def test_an_flv_that_says_nothing_and_is_cut_inside_a_tag_is_partial(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.flv"
+    data = _flv_with_long_sound(path, flvflags=kind)
+    tags = _flv_tags(data)
+    assert tags[-1][0] == 8, "its sound goes on"
+    sounds = [at for kind, at in tags if kind == 8]
+    for behind in (b"", bytes(3), bytes(300), bytes(9000)):
+        path.write_bytes(data + behind)
+        assert _outcome(decode(path)) == ("ok", None)
+    for place in (sounds[9] + 12, sounds[-9] + 12, sounds[-1] + 5, sounds[-9] - 2, len(data) - 1):
+        path.write_bytes(data[:place])
+        result = decode(path)
+        assert _outcome(result) == ("partial", "truncated")
+        assert "before the end of its last tag" in (result.error_message or "")
+    path.write_bytes(data[: sounds[-9]])
+    assert _outcome(decode(path)) == ("ok", None), "between two tags nobody can tell"
+
+
+def test_an_flv_may_have_other_sizes_behind_its_tags_or_end_with_one_of_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "a.flv"
+    data = write_video(path, codec="flv", container_options={"flvflags": "no_duration_filesize"}).read_bytes()
+    tags = _flv_tags(data)
+    more = b"\x12" + (256 - 11).to_bytes(3, "big") + bytes(7 + 256 - 11)
+    for behind in (b"", bytes(2), bytes(70)):
+        path.write_bytes(data + more + (256).to_bytes(4, "big") + behind)
+        assert _outcome(decode(path)) == ("ok", None)
+    path.write_bytes(data + more + bytes(2))
+    assert _outcome(decode(path)) == ("partial", "truncated")
+    other = bytearray(data)
+    for (_, at), behind in zip(tags, [at for _, at in tags[1:]] + [len(data)], strict=True):
+        other[behind - 4 : behind] = bytes(1) + data[at + 1 : at + 4]  # FFmpeg accepts the size without the header
+    path.write_bytes(other)
+    assert _outcome(decode(path)) == ("ok", None)
 
 
 def test_a_duration_that_is_wrong_does_not_outweigh_bytes_that_are_all_there(tmp_path: Path) -> None:
