@@ -15,13 +15,19 @@ from featlib.media.matroska import EBML, matroska_end, matroska_s
 from featlib.media.source import Source
 
 _HEAD_BYTES = 4096
-_TS_SYNC, _TS_PACKET_BYTES = 0x47, 188  # ISO/IEC 13818-1 section 2.4.3.2
+_TS_SYNC = 0x47
+# Where the first sync byte stands and how far apart they are: ISO/IEC 13818-1 section 2.4.3.2, and as discs and
+# camcorders have it, with four bytes of time before each packet.
+_TS_PACKETS = ((0, 188), (4, 192))
+_MOST_SYNCS = 4  # that are looked at; there may be fewer packets
 _MAX_BOXES, _MAX_BOXES_IN_MEMORY = 64, 1 << 16  # elsewhere each may be a request
 _MAX_SIDX_BYTES = 1 << 20
 _ASF_HEADER, _ASF_DATA = (
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
     bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
 )
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_FLAGS_AT, _ASF_BROADCAST = 88, 1
 _OGG_PAGE_BYTES = 27 + 255 * 256  # RFC 3533 section 6: the most in one
 _OGG_LAST = 4
 _GIFS = b"GIF87a", b"GIF89a"
@@ -79,8 +85,15 @@ def _promised_end(head: bytes, source: Source) -> int:
         return _asf_end(head, source)
     if head[:4] == b"OggS":
         return _last_ogg_page(source)[2]
-    if len(head) > _TS_PACKET_BYTES and head[0] == head[_TS_PACKET_BYTES] == _TS_SYNC:
-        return -(-(source.size or 0) // _TS_PACKET_BYTES) * _TS_PACKET_BYTES
+    return 0 if head[:6] in _GIFS else _ts_end(head, source)  # their G is a sync byte
+
+
+def _ts_end(head: bytes, source: Source) -> int:
+    """End of the last packet of a transport stream."""
+    for first, length in _TS_PACKETS:
+        syncs = head[first::length][:_MOST_SYNCS]
+        if len(syncs) > 1 and set(syncs) == {_TS_SYNC}:
+            return -(-(source.size or 0) // length) * length
     return 0
 
 
@@ -104,12 +117,20 @@ def _fragments_s(head: bytes) -> float:
     if mvhd < 4 or mehd < 12 or head[mehd - 4 : mehd] != b"mehd" or len(head) < mehd + 12:
         return 0.0
     ticks_a_s = int.from_bytes(head[mvhd + (20 if head[mvhd] else 12) :][:4], "big")
-    ticks = int.from_bytes(head[mehd + 4 :][: 8 if head[mehd] else 4], "big")
-    return ticks / ticks_a_s if ticks_a_s else 0.0
+    stored = head[mehd + 4 :][: 8 if head[mehd] else 4]
+    is_known = bool(ticks_a_s) and stored.strip(b"\xff") != b""  # as of mvhd, whose duration may be all ones
+    return int.from_bytes(stored, "big") / ticks_a_s if is_known else 0.0
 
 
 def _asf_end(head: bytes, source: Source) -> int:
-    """End of the packets; indexes may follow (Advanced Systems Format Specification, section 5.1)."""
+    """End of the packets; indexes may follow (Advanced Systems Format Specification, section 5.1).
+
+    What is marked as broadcast has no size that is valid (section 3.2).
+    """
+    properties = head.find(_ASF_PROPERTIES)
+    flags = head[properties + _ASF_FLAGS_AT :][:4] if properties >= 0 else b""
+    if int.from_bytes(flags, "little") & _ASF_BROADCAST:
+        return 0
     start = int.from_bytes(head[16:24], "little")
     data = source.at(start, 24) if start < (source.size or 0) else b""
     return start + int.from_bytes(data[16:24], "little") if data[:16] == _ASF_DATA else 0

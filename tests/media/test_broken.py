@@ -15,6 +15,7 @@ from PIL import Image
 from featlib.errors import MEDIA_ERROR_CLASSES
 from featlib.media import index, matroska
 from featlib.media import source as media_source
+from featlib.media.envelope import missing_bytes
 from featlib.media.frames import DecodeReport
 from featlib.media.limits import Limits
 from featlib.media.open import CODECS, DECODERS, PROBED_SOUND, open_video
@@ -101,11 +102,15 @@ _FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
 def _with_mehd(data: bytes, seconds: int) -> bytes:
     """A fragmented MP4 that says how long all its fragments are: ISO/IEC 14496-12 section 8.8.2."""
     (ticks_a_s,) = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)
-    at = data.index(b"mvex") + 4
-    made = bytearray(data[:at] + struct.pack(">I4sII", 16, b"mehd", 0, seconds * ticks_a_s) + data[at:])
+    return _with_mehd_of(data, struct.pack(">II", 0, seconds * ticks_a_s))
+
+
+def _with_mehd_of(data: bytes, content: bytes) -> bytes:
+    at, size = data.index(b"mvex") + 4, 8 + len(content)
+    made = bytearray(data[:at] + struct.pack(">I4s", size, b"mehd") + content + data[at:])
     for name in (b"mvex", b"moov"):
         box = bytes(made).index(name) - 4
-        struct.pack_into(">I", made, box, struct.unpack_from(">I", made, box)[0] + 16)
+        struct.pack_into(">I", made, box, struct.unpack_from(">I", made, box)[0] + size)
     return bytes(made)
 
 
@@ -425,6 +430,44 @@ def test_a_last_frame_that_is_shown_as_long_as_others_were_is_no_cut(tmp_path: P
     assert _outcome(decode(path)) == ("ok", None)
     path.write_bytes(_flv_number(data, b"duration", 20.0))
     assert _outcome(decode(path)) == ("partial", "truncated")
+
+
+@pytest.mark.parametrize("size", [0, 50, 2**32 - 1, 2**63 - 1, 2**64 - 1])
+def test_the_size_in_a_broadcast_asf_says_nothing(tmp_path: Path, size: int) -> None:
+    whole, _ = _whole(tmp_path, "asf")
+    data = bytearray(whole.read_bytes())
+    (start,) = struct.unpack_from("<Q", data, 16)
+    struct.pack_into("<Q", data, start + 16, size)
+    flags = data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 88
+    data[flags] |= 1
+    whole.write_bytes(data)
+    assert _outcome(decode(whole)) == ("ok", None)
+
+
+@pytest.mark.parametrize("content", [struct.pack(">II", 0, 2**32 - 1), struct.pack(">IQ", 1 << 24, 2**64 - 1)])
+def test_a_duration_of_all_ones_is_unknown(tmp_path: Path, content: bytes) -> None:
+    whole, _ = _whole(tmp_path, "mp4")
+    whole.write_bytes(_with_mehd_of(whole.read_bytes(), content))
+    assert _outcome(decode(whole)) == ("ok", None)
+
+
+def test_a_cut_transport_stream_of_longer_packets_is_partial(tmp_path: Path) -> None:
+    """Of discs and camcorders, with the time before each packet."""
+    path = write_video(tmp_path / "a.m2ts", container_options={"mpegts_m2ts_mode": "1"}, options={"bf": "0"})
+    data, whole = path.read_bytes(), decode(path)
+    assert len(data) % 192 == 0
+    assert _outcome(whole) == ("ok", None)
+    path.write_bytes(data[: len(data) // 192 // 2 * 192 + 77])
+    result = decode(path)
+    assert _outcome(result) == ("partial", "truncated")
+    assert f"is {192 - 77} bytes shorter" in (result.error_message or "")
+    assert len(_kept(result, whole)) > 10
+
+
+def test_the_g_of_a_gif_is_not_that_of_a_transport_stream(tmp_path: Path) -> None:
+    data = bytearray(_animated(tmp_path / "a.gif")[0])
+    data[188 : 4 * 188 : 188] = b"GGG"  # colours
+    assert missing_bytes(Source(io.BytesIO(data), len(data), None)) == 0
 
 
 def test_a_cut_transport_stream_is_partial(tmp_path: Path, videos: dict[str, Path]) -> None:
