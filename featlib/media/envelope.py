@@ -22,6 +22,10 @@ _TS_PACKETS = ((0, 188), (4, 192))
 _MOST_SYNCS = 4  # that are looked at; there may be fewer packets
 _MAX_BOXES, _MAX_BOXES_IN_MEMORY = 64, 1 << 16  # elsewhere each may be a request
 _MAX_SIDX_BYTES = 1 << 20
+_BOX_HEADER_BYTES = 8
+_TOP_BOXES = frozenset(
+    b"ftyp styp moov moof mdat imda free skip wide pnot udta uuid meta meco mfra sidx ssix prft emsg pdin".split()
+)
 _ASF_HEADER, _ASF_DATA = (
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
     bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
@@ -181,24 +185,31 @@ def _gif_colours_bytes(data: bytes, flags_at: int) -> int:
 def _boxes_end(source: Source) -> int:
     """End of the last top-level box of an MP4 (ISO/IEC 14496-12 section 4.2), or of what a segment index counts.
 
-    A fragmented file may have too many boxes to look at them all.
+    A fragmented file may have too many boxes to look at them all. What reaches beyond the end under a name that no box
+    has there is something else, which a tool has appended.
     """
-    offset, end, promised = 0, source.size or 0, 0
+    offset, end, promised, seen = 0, source.size or 0, 0, [b""]
     for _ in range(_MAX_BOXES_IN_MEMORY if isinstance(source.file, io.BytesIO) else _MAX_BOXES):
-        if offset >= end:  # by a size of up to 2^64: no place to look at
-            return max(offset, promised)
-        header = source.at(offset, 16)
-        if len(header) < 8:
-            return max(offset, promised)
-        size = int.from_bytes(header[:4], "big")
+        header = source.at(offset, 16) if offset < end else b""  # by a size of up to 2^64: no place to look at
+        if len(header) < _BOX_HEADER_BYTES:
+            lacks_one = seen[-1] == b"moof" or (b"moof" in seen and _begins_box(header))
+            return max(offset + _BOX_HEADER_BYTES * lacks_one, promised)
+        size, name = int.from_bytes(header[:4], "big"), header[4:8]
         if size == 1 and len(header) == 16:
             (size,) = struct.unpack(">Q", header[8:16])
-        if size < 8:  # 0: up to the end of the file
+        if size < _BOX_HEADER_BYTES or (name not in _TOP_BOXES and offset + size > end):  # 0: up to the end of the file
             return promised
-        if header[4:8] == b"sidx" and size <= _MAX_SIDX_BYTES:
+        if name == b"sidx" and size <= _MAX_SIDX_BYTES:
             promised = max(promised, offset + size + _indexed_bytes(source.at(offset + 8, size - 8)))
         offset += size
+        seen.append(name)
     return promised
+
+
+def _begins_box(start: bytes) -> bool:
+    """Whether these bytes, fewer than a box's size and name, are no padding and no text."""
+    is_size = any(start) and start[0] < ord("\t")
+    return is_size and any(name.startswith(start[4:]) for name in _TOP_BOXES)
 
 
 def _indexed_bytes(sidx: bytes) -> int:

@@ -292,6 +292,29 @@ def test_a_cut_in_the_second_list_of_a_large_avi_is_told_by_its_length(tmp_path:
     assert "300 bytes shorter" in (result.error_message or "")
 
 
+def test_a_fragmented_mp4_that_ends_before_the_media_of_a_fragment_is_partial(tmp_path: Path) -> None:
+    """Behind its ``moof``, or within the eight bytes that a box begins with."""
+    whole, places = _whole(tmp_path, "mp4")
+    data, path = whole.read_bytes(), tmp_path / "cut.mp4"
+    media = [at - 4 for at in _all(data, b"mdat")]
+    inside = [at + kept for at in (*media[1:3], *places[:2]) for kept in (4, 7, 8, 12)]
+    for place in (*media[1:3], media[1] + 2, *inside):
+        path.write_bytes(data[:place])
+        result = decode(path)
+        assert _outcome(result) == ("partial", "truncated"), place
+        assert len(_kept(result, decode(whole))) < 40
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mp4 sidx", "plain"])
+def test_what_is_appended_to_a_whole_mp4_is_no_box_of_it(tmp_path: Path, videos: dict[str, Path], kind: str) -> None:
+    whole = videos[kind] if kind == "plain" else _whole(tmp_path, kind)[0]
+    data, path = whole.read_bytes(), tmp_path / "a.mp4"
+    for behind in (bytes(3), bytes(500), b"\r\n", b"\n", b"words behind it all\n" * 9, b"TAG" + b" " * 125):
+        path.write_bytes(data + behind)
+        assert _outcome(decode(path)) == ("ok", None), behind
+        assert missing_bytes(Source(io.BytesIO(data + behind), len(data + behind), None)) == 0
+
+
 @pytest.mark.parametrize("kind", ["ts", "mp4"])
 def test_a_cut_between_two_packets_of_what_promises_nothing_cannot_be_told(tmp_path: Path, kind: str) -> None:
     """The only containers with checks of any kind where a cut may pass; program streams promise nothing at all."""
