@@ -1,8 +1,8 @@
 """How long a container says it is: FFmpeg ends quietly when most of them were cut.
 
-A transport stream says nothing but the length of its packets, a program stream nothing at all, and a fragmented MP4
-without ``sidx`` or ``mehd`` not how many fragments there are: where these were cut between two packets or fragments,
-nobody can tell.
+A transport stream says nothing but the length of its packets, a program stream nothing at all, a fragmented MP4 without
+``sidx`` or ``mehd`` not how many fragments there are, Matroska as a stream not how many blocks, FLV as one not how many
+tags: where these were cut between two of them, nobody can tell.
 """
 
 import io
