@@ -6,6 +6,7 @@ from featlib.media.source import Source
 
 FLV = b"FLV"
 _MOST_BYTES = 1 << 62  # a size beyond it is none
+_ENCODER = b"\0\7encoder\2"  # a string: its length and its letters follow
 _TAG_HEADER_BYTES, _SIZE_BYTES = 11, 4
 _TAIL_BYTES = 4096
 
@@ -17,9 +18,13 @@ def flv_end(head: bytes) -> int:
 
 
 def flv_s(head: bytes, source: Source) -> float:
-    """The duration in its metadata; 0 where they say the size too and all of it is there."""
+    """The duration in its metadata; 0 where they say the size too and all of it is there.
+
+    FFmpeg completes both or neither: what it leaves without a size is a guess made at the beginning.
+    """
     is_whole = 0 < flv_end(head) <= (source.size or 0)
-    return 0.0 if is_whole else _number(head, b"duration")
+    is_guess = not flv_end(head) and head.partition(_ENCODER)[2][2:].startswith(b"Lavf")
+    return 0.0 if is_whole or is_guess else _number(head, b"duration")
 
 
 def ends_with_tag(head: bytes, source: Source) -> bool:
