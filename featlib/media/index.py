@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from featlib.errors import MediaError
 from featlib.media.bitstream import coded_vops, display_order, vp8_is_shown
-from featlib.media.envelope import is_ended, missing_bytes, promised_s
+from featlib.media.envelope import lacking_end, missing_bytes, promised_s
 from featlib.media.fields import SecondFields
 from featlib.media.gaps import MOST_DELAYED, filled, is_wild
 from featlib.media.open import AV_ERRORS, OpenVideo, last_end_s, said
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _MOST_TICKS = 1 << 62
-_MOST_SLACK_S = 1.0
+_MOST_SLACK_S, _MOST_SLACK_FRAMES = 1.0, 2
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ def read_index(
     if not packets.num_frames.any():
         raise MediaError("no_frames", f"the file opens, but holds no frame ({packets.failure or 'no packets'})")
     cut = _cut(video, source, packets, progress)
+    if cut is not None and video.codec == "gif":
+        packets.is_damaged[-1] = True  # FFmpeg draws what there is of it and does not say so
     if is_timed_by_decoding(video) and _has_b_frames(video, packets):
         return _timed_by_decoding(video, packets, cut)
     return timed(video, packets, cut)
@@ -220,8 +222,9 @@ def _cut(video: OpenVideo, source: Source, packets: Packets, progress: Callable[
         return f"the file is {missing} bytes shorter than it says"
     if packets.failure is not None:
         return f"reading broke off ({packets.failure})"
-    if not is_ended(source):
-        return "the file ends before the page that is marked as its last"
+    lacking = lacking_end(source)
+    if lacking is not None:
+        return f"the file ends before {lacking}"
     return _cut_by_time(video, source, packets, progress)
 
 
@@ -231,14 +234,21 @@ def _cut_by_time(video: OpenVideo, source: Source, packets: Packets, progress: C
     promise_s, ticks = promised_s(source), np.sort(packets.pts[packets.pts != NO_PTS])
     if not promise_s or not len(ticks):
         return None
-    tick_s = float(_time_base(video))
-    end_s = float(ticks[-1] + max(int(packets.duration[-1]), 0)) * tick_s
-    longest_s = float(np.diff(ticks).max()) * tick_s if len(ticks) > 1 else promise_s
-    slack_s = max(min(_MOST_SLACK_S, promise_s / 20), 2 * longest_s)
+    last = int(np.argmax(packets.pts))
+    end_s = float(ticks[-1] + max(int(packets.duration[last]), 0)) * float(_time_base(video))
+    slack_s = max(min(_MOST_SLACK_S, promise_s / 20), _MOST_SLACK_FRAMES * _shown_s(video, packets, ticks))
     if end_s + slack_s < promise_s and len(video.container.streams) > 1:
         end_s = max(end_s, last_end_s(video, source, progress))
     is_cut = end_s + slack_s < promise_s
     return f"the file ends after {end_s:.2f} of the {promise_s:.2f} s that it says" if is_cut else None
+
+
+def _shown_s(video: OpenVideo, packets: Packets, ticks: Int64s) -> float:
+    """How long the last frame may be shown: as the usual one, or as the one before it; longer pauses say nothing."""
+    if len(ticks) < 2:
+        return float(max(int(packets.duration.max()) * _time_base(video), _frame_s(video, packets)))
+    apart = np.diff(ticks)
+    return max(float(np.median(apart)), float(apart[-1])) * float(_time_base(video))
 
 
 def _has_b_frames(video: OpenVideo, packets: Packets) -> bool:

@@ -26,7 +26,8 @@ LAWFUL_CLASSES = frozenset(MEDIA_ERROR_CLASSES) - {"internal_error", "store_unav
 
 ELSEWHERE = "samples-elsewhere-"
 CUTS = (1, 10, 50, 90, 99)
-_ENDINGS = ("mp4", "mov", "mkv", "avi", "ts", "webm", "mpg", "flv", "gif", "png", "jpg", "webp", "asf", "ogv")
+_PICTURES = ("gif", "png", "jpg", "webp")
+_ENDINGS = ("mp4", "mov", "mkv", "avi", "ts", "webm", "mpg", "flv", "asf", "ogv", "many.gif", *_PICTURES)
 
 
 def sound(folder: Path) -> dict[str, Path]:
@@ -50,8 +51,9 @@ def sound(folder: Path) -> dict[str, Path]:
     write_video(
         found["ogv"], codec="libvpx", gop=5, options=quick, container_options=same_ids
     )  # pages end at keyframes
+    write_video(found["many.gif"], codec="gif", pixel_format="rgb8")
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
-    for ending in ("gif", "png", "jpg", "webp"):
+    for ending in _PICTURES:
         Image.fromarray(noise).save(found[ending])
     return found
 

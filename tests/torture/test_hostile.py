@@ -198,7 +198,7 @@ def test_every_file_has_one_outcome_and_the_job_ends_well(done: Job, mixed: list
 def test_what_was_cut_is_not_ok(done: Job, files: list[Path]) -> None:
     """At 99 % some lack no more than an index or padding."""
     cut = [path.name for path in files if path.name.startswith("cut-") and not path.name.startswith("cut-99")]
-    assert len(cut) == 4 * 14
+    assert len(cut) == 4 * 15
     outcomes = _outcomes(done)
     is_ok = outcomes[outcomes.status == "ok"].media_id.str.partition("-")[2]
     assert set(is_ok) & set(cut) == set(_UNSEEN)
