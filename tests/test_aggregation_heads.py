@@ -440,7 +440,7 @@ def test_shards_of_a_featlib_without_attention_go_on(tmp_path: Path, label: str)
     outcomes = f"{KEYS.outcomes(label)}/part-00000.parquet"
     commit = pq.read_table(io.BytesIO(store.get(outcomes)))
     hashes = json.dumps({"part-00000.parquet": hashlib.sha256(old).hexdigest()})
-    store.put(outcomes, sealed(commit.replace_schema_metadata({**commit.schema.metadata, "featlib.features": hashes})))
+    store.put(outcomes, sealed(commit.replace_schema_metadata({**commit.schema.metadata, b"featlib.features": hashes})))
     table = featlib.open_features(str(tmp_path), dataset="d", model=label).to_arrow()
     assert table.schema.names == FEATURES.names
     assert table["attention"].null_count == table.num_rows > 0
