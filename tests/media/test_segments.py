@@ -15,8 +15,10 @@ from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, clips, decode, want
 from tests.media.make import decoded, packets, write_video
 
+REFRESHED = ("refreshed", "refreshed_b", "refreshed_mkv", "refreshed_ts")
 KINDS = (
-    "plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split()  # noqa: SIM905
+    *"plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split(),  # noqa: SIM905
+    *REFRESHED,
 )
 WANTS = (want("all"), want(clips(6, stride=2, hop=4, tail="shift"), label="c"), want("fps:7", label="t"))
 
@@ -106,6 +108,16 @@ def test_a_range_is_cut_into_segments_of_the_range(videos: dict[str, Path], kind
     assert [len(part.clips["m"]) for part in parts] == [6, 6, 6]
     for label in ("m", "c", "t"):
         assert _rows(parts, label) == _rows([whole], label)
+
+
+@pytest.mark.parametrize("kind", [*REFRESHED, "open_gop", "hevc"])
+def test_a_range_gives_the_frames_of_the_whole_wherever_it_begins(videos: dict[str, Path], kind: str) -> None:
+    whole = decode(videos[kind])
+    for start_s in (0.7, 1.05, 1.3, 1.85):
+        late = decode(videos[kind], start_s=start_s)
+        assert late.status == "ok"
+        assert 0 < len(late.clips["m"]) < len(whole.clips["m"])
+        assert np.array_equal(late.frames[WHOLE.key], whole.frames[WHOLE.key][-len(late.clips["m"]) :])
 
 
 def test_number_of_segments_follows_from_the_pixels(videos: dict[str, Path]) -> None:
