@@ -196,11 +196,17 @@ def test_a_segment_is_cut_as_those_before_it_were(videos: dict[str, Path]) -> No
     assert (part.status, part.error_class, part.segment) == ("failed", "corrupt", Segment(1, 4, "tables"))
 
 
+_TWO_SIZES = {
+    "mkv": ("mjpeg", "avi", {"strict": "unofficial"}),
+    "vp8": ("libvpx", "webm", {"deadline": "realtime", "cpu-used": "8"}),
+    "av1": ("libsvtav1", "mkv", {"preset": "12", "svtav1-params": "lp=1"}),
+}
+
+
 def _two_sizes(folder: Path, kind: str) -> Path:
-    """Ten frames of 160x96, then ten of another size."""
+    """Ten frames of 160x96, then ten of another size, which the header of VP8 and AV1 says of all."""
     later = (96, 160) if kind == "turned" else (320, 192)
-    codec, ending = ("mjpeg", "avi") if kind == "mkv" else ("libx264", "ts")
-    options = {"strict": "unofficial"} if kind == "mkv" else {"x264-params": "scenecut=0:open-gop=0"}
+    codec, ending, options = _TWO_SIZES.get(kind, ("libx264", "ts", {"x264-params": "scenecut=0:open-gop=0"}))
     first, second = (
         write_video(folder / f"{start}.{ending}", codec=codec, frames=10, size=size, start=start, options=options)
         for start, size in ((0, (160, 96)), (10, later))
@@ -210,10 +216,10 @@ def _two_sizes(folder: Path, kind: str) -> Path:
         path.write_bytes(first.read_bytes() + second.read_bytes())
         return path
     path = path.with_suffix(".mkv")
-    with av.open(str(path), "w") as to:
+    with av.open(str(path), "w") as to, av.open(str(second if kind in ("vp8", "av1") else first)) as template:
+        stream = to.add_stream_from_template(template.streams.video[0], opaque=True)
         for start, source in ((0, first), (10, second)):
             with av.open(str(source)) as container:
-                stream = to.streams.video[0] if start else to.add_stream_from_template(container.streams.video[0])
                 for i, packet in enumerate([p for p in container.demux(video=0) if p.size]):
                     packet.stream, packet.time_base = stream, Fraction(1, 20)
                     packet.pts = packet.dts = start + i
@@ -222,7 +228,7 @@ def _two_sizes(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("pixels", [WHOLE, PixelSpec((24,), None)])
-@pytest.mark.parametrize("kind", ["larger", "turned", "mkv"])
+@pytest.mark.parametrize("kind", ["larger", "turned", "mkv", "vp8", "av1"])
 def test_frames_of_a_stream_that_changes_their_size_are_as_the_first_in_all_segments(
     tmp_path: Path, kind: str, pixels: PixelSpec
 ) -> None:
