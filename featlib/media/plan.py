@@ -112,9 +112,10 @@ def pick_all(index: PacketIndex, item: MediaItem, wants: tuple[Want, ...]) -> Pi
 
 
 def _shares(times: FrameTimes, low: int, high: int, time_range: TimeRange) -> Floats:
-    """Half of an item are its frames and half is its time, so that no segment gets much more than its share of either.
+    """A third of an item are its frames, one its time and one its keyframes, so that no segment gets much more than its
+    share of any.
 
-    What is picked frame by frame and what is picked by time are so divided alike, whatever a model wants.
+    What is picked frame by frame, by time or by keyframes is so divided alike, whatever a model wants.
     """
     first = int(times.pts[low])
     end = int(times.pts[high]) if high < len(times) else times.end_pts
@@ -124,8 +125,16 @@ def _shares(times: FrameTimes, low: int, high: int, time_range: TimeRange) -> Fl
         end = min(end, times.tick_at(time_range.end_s))
     ticks = np.append(times.pts[low:high].astype(np.float64), float(end))
     in_time = (np.clip(ticks, first, end) - float(first)) / max(end - first, 1)
-    sums = np.arange(high - low + 1) / (high - low) + in_time
+    sums = np.arange(high - low + 1) / (high - low) + in_time + _shares_of_keyframes(times, low, high)
     shares: Floats = sums / sums[-1]
+    return shares
+
+
+def _shares_of_keyframes(times: FrameTimes, low: int, high: int) -> Floats:
+    """A keyframe's share is divided among the frames up to the next: where they come evenly, as the frames' own."""
+    keys = np.append(np.flatnonzero(times.is_keyframe), len(times))
+    groups = np.interp(np.arange(low, high + 1), keys, np.arange(len(keys)))
+    shares: Floats = (groups - groups[0]) / ((groups[-1] - groups[0]) or 1.0)
     return shares
 
 

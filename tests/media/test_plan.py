@@ -1,4 +1,4 @@
-"""Where decoding begins, reckoned from packets alone."""
+"""Where decoding begins and what is cut into how many segments, reckoned from packets alone."""
 
 import tracemalloc
 from fractions import Fraction
@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from featlib.media.index import PacketIndex, Packets
-from featlib.media.plan import start_packets
+from featlib.media.limits import Limits
+from featlib.media.plan import num_segments, pick_all, read_plan, start_packets
 from featlib.media.times import NO_PTS, Bools, FrameTimes, Int64s
+from featlib.spec import MediaItem, Segment
+from tests.media.conftest import WHOLE, want
 
 
 def _index(pts: Int64s, is_key: Bools) -> PacketIndex:
@@ -48,3 +51,17 @@ def test_two_keyframes_that_change_places_do_not_make_all_be_looked_through_for_
     tracemalloc.stop()
     assert np.array_equal(starts, index.packet_of)
     assert peak_bytes < 100 * pts.nbytes
+
+
+@pytest.mark.parametrize("first", [0, 10_000, 19_600])
+def test_keyframes_that_lie_close_together_do_not_make_thousands_of_empty_segments(first: int) -> None:
+    """400 of 20,000 frames, 10 a segment: by frames and time alone, they would lie in one segment in 50."""
+    pts = np.arange(20_000)
+    index = _index(pts, (first <= pts) & (pts < first + 400))
+    wants = (want("keyframes"),)
+    picked = pick_all(index, MediaItem("id", "a.mkv"), wants)
+    n = num_segments(index, picked, wants, {WHOLE.key: 100}, Limits(unit_bytes=1000))
+    num_frames = [len(read_plan(index, picked, wants, Segment(k, n)).wanted) for k in range(n)]
+    assert sum(num_frames) == 400
+    assert max(num_frames) <= 20
+    assert n <= 160
