@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 _SIGNS_OF_A_CUT = ("unknown_format", "no_video_stream", "unsupported_codec", "no_frames", "corrupt")
+_SIZED_BY_CONTAINER = ("vp8", "av1")  # measured: of VP9, H.263, MPEG-4, MJPEG and ProRes, by the first picture
 _KEPT_INDEXES = 2  # long items come segment by segment; reading all packets of a file each time would be quadratic
 _Key = tuple[str, str | None, int | None, str]
 _recent: OrderedDict[_Key, tuple[PacketIndex, MediaFacts]] = OrderedDict()
@@ -291,9 +292,14 @@ def _read_frames(job: _Job, reader: VideoReader, index: PacketIndex, plan: ReadP
 def _may_differ_from_first(
     job: _Job, reader: VideoReader, index: PacketIndex, ordinal: int, frame: "VideoFrame"
 ) -> bool:
-    """Whether frames before this one may be of another size: the container says so, or is one that may be spliced."""
-    is_spliced = reader.video.format in ("mpegts", "mpeg")
-    return ordinal > 0 and (is_spliced or (frame.height, frame.width) != job.opened_size)
+    """Whether frames before this one may be of another size: it is not as the file was opened, or that says nothing.
+
+    It does not of a container that may be spliced, nor of codecs for whose size FFmpeg takes the container's word; of
+    others it looks at the first picture, or at what is sent before it. To ask the first frame costs another opening
+    and its bytes, once a segment, and nothing where frames are cropped or resized to a fixed size.
+    """
+    says_nothing = reader.video.format in ("mpegts", "mpeg") or reader.video.codec in _SIZED_BY_CONTAINER
+    return ordinal > 0 and (says_nothing or (frame.height, frame.width) != job.opened_size)
 
 
 def _first_size(job: _Job, reader: VideoReader, index: PacketIndex) -> tuple[int, int] | None:

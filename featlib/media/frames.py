@@ -97,7 +97,7 @@ class _RunDecoder:
         self._is_unreferred_skipped = False
         # Where the container alone says what a keyframe is, it may be wrong.
         starts_late = run.start_packet > 0 and not index.is_counted
-        self._first_pts = int(index.packets.pts[run.start_packet]) if starts_late else NO_PTS
+        self._first_pts = int(index.packets.pts[run.start_packet]) if starts_late else NO_PTS  # until it was looked at
         self._floor_pts = NO_PTS  # frames shown before it refer to frames that were not decoded
         self._is_skipping = False
         self._num_counted = 0
@@ -120,6 +120,8 @@ class _RunDecoder:
         if not self._is_skipping:
             self._skip_unless(True)
             yield from self._decoded(position, None)
+        if self._first_pts != NO_PTS:
+            raise NoKeyframeError
 
     def _skip_unless(self, is_wanted: bool) -> None:
         """A picture that no other refers to is not decoded where nobody wants it: the others come out the same."""
@@ -170,8 +172,7 @@ class _RunDecoder:
             return
         for frame in frames:
             self._report.num_frames += 1
-            if frame.pts == self._first_pts and not frame.key_frame:
-                raise NoKeyframeError
+            self._check_begin(frame)
             ordinal = self._ordinal(frame)
             if ordinal is None:
                 continue
@@ -179,6 +180,18 @@ class _RunDecoder:
                 self._give_up(int(self._index.packet_of[ordinal]), position, "the decoder met damaged data")
                 return
             yield ordinal, frame
+
+    def _check_begin(self, frame: "VideoFrame") -> None:
+        """Of the frames that are shown from the first packet on, its own must come first, and be a keyframe.
+
+        In a stream that is refreshed bit by bit (x264's ``intra-refresh``) FFmpeg holds it back, with all frames up to
+        the one that the encoder says is whole again, and that one need not be.
+        """
+        if self._first_pts == NO_PTS or frame.pts is None or frame.pts < self._first_pts:
+            return
+        if frame.pts > self._first_pts or not frame.key_frame:
+            raise NoKeyframeError
+        self._first_pts = NO_PTS
 
     def _check_refused(self, error: BaseException) -> None:
         """A decoder answers EINVAL to a frame over ``max_pixels``; then no size was ever learned."""
@@ -209,7 +222,7 @@ class _RunDecoder:
             self._report.lose(first, self._index.key_after(position))
         if self._report.message is None:
             self._report.message = f"decoding broke off at {self._time_s(first):g} s ({why})"
-        self._is_skipping = True
+        self._is_skipping, self._first_pts = True, NO_PTS
         self._next_ordinal = len(self._index.times)
         self._context.flush_buffers()
 

@@ -112,9 +112,10 @@ def pick_all(index: PacketIndex, item: MediaItem, wants: tuple[Want, ...]) -> Pi
 
 
 def _shares(times: FrameTimes, low: int, high: int, time_range: TimeRange) -> Floats:
-    """Half of an item are its frames and half is its time, so that no segment gets much more than its share of either.
+    """A third of an item are its frames, one its time and one its keyframes, so that no segment gets much more than its
+    share of any.
 
-    What is picked frame by frame and what is picked by time are so divided alike, whatever a model wants.
+    What is picked frame by frame, by time or by keyframes is so divided alike, whatever a model wants.
     """
     first = int(times.pts[low])
     end = int(times.pts[high]) if high < len(times) else times.end_pts
@@ -124,8 +125,16 @@ def _shares(times: FrameTimes, low: int, high: int, time_range: TimeRange) -> Fl
         end = min(end, times.tick_at(time_range.end_s))
     ticks = np.append(times.pts[low:high].astype(np.float64), float(end))
     in_time = (np.clip(ticks, first, end) - float(first)) / max(end - first, 1)
-    sums = np.arange(high - low + 1) / (high - low) + in_time
+    sums = np.arange(high - low + 1) / (high - low) + in_time + _shares_of_keyframes(times, low, high)
     shares: Floats = sums / sums[-1]
+    return shares
+
+
+def _shares_of_keyframes(times: FrameTimes, low: int, high: int) -> Floats:
+    """A keyframe's share is divided among the frames up to the next: where they come evenly, as the frames' own."""
+    keys = np.append(np.flatnonzero(times.is_keyframe), len(times))
+    groups = np.interp(np.arange(low, high + 1), keys, np.arange(len(keys)))
+    shares: Floats = (groups - groups[0]) / ((groups[-1] - groups[0]) or 1.0)
     return shares
 
 
@@ -266,11 +275,35 @@ def start_packets(index: PacketIndex, frames: Int64s) -> Int64s:
     if index.is_counted or not len(keys):
         return np.zeros(len(frames), dtype=np.int64)
     behind, pts = index.packet_of[frames], index.times.pts[frames]
-    if (np.diff(packets.pts[keys]) > 0).all():
-        last = np.minimum(np.searchsorted(keys, behind, "right"), np.searchsorted(packets.pts[keys], pts, "right")) - 1
-        return np.where(last >= 0, keys[np.maximum(last, 0)], 0)
-    fitting = [keys[(keys <= packet) & (packets.pts[keys] <= tick)] for packet, tick in zip(behind, pts, strict=True)]
-    return np.array([fits[-1] if len(fits) else 0 for fits in fitting], dtype=np.int64)
+    num_before, key_pts = np.searchsorted(keys, behind, "right"), packets.pts[keys]
+    if (np.diff(key_pts) > 0).all():
+        last = np.minimum(num_before, np.searchsorted(key_pts, pts, "right")) - 1
+    else:
+        last = _last_at_most(key_pts, num_before, pts)
+    return np.where(last >= 0, keys[np.maximum(last, 0)], 0)
+
+
+def _last_at_most(values: Int64s, stops: Int64s, limits: Int64s) -> Int64s:
+    """For each stop and limit, the last position below the stop whose value is at most the limit; -1 where none is.
+
+    Looked for from the stop backwards over blocks of 1, 2, 4... values whose least is known, and then inside the first
+    block that holds one: one after the other, a long file where two keyframes change places would take hours.
+    """
+    size = 1 << max(len(values) - 1, 1).bit_length()
+    least = [np.append(values, np.full(size - len(values), np.iinfo(np.int64).max))]
+    while len(least[-1]) > 1:
+        least.append(least[-1].reshape(-1, 2).min(axis=1))
+    ends, found_at = stops.copy(), np.full(len(stops), -1)
+    for height, level in enumerate(least):
+        rising = np.flatnonzero(found_at < 0)
+        is_found = (ends[rising] % 2 == 1) & (level[ends[rising] - 1] <= limits[rising])
+        found_at[rising[is_found]] = height
+        ends[rising[~is_found]] //= 2
+    for height in reversed(range(len(least) - 1)):
+        inside = np.flatnonzero(found_at > height)
+        ends[inside] *= 2
+        ends[inside] -= least[height][ends[inside] - 1] > limits[inside]
+    return ends - 1
 
 
 def pixel_specs(wants: tuple[Want, ...]) -> dict[str, PixelSpec]:

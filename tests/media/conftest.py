@@ -24,6 +24,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     vfr = [0, 1, 2, 10, 11, 30, 31, 32, 33, 60, 61, 62, 63, 64, 65, 90]
     closed = {"x264-params": "scenecut=0:open-gop=0"}
     opened = {"x264-params": "scenecut=0:open-gop=1:b-adapt=0"}
+    refreshed = {"x264-params": "intra-refresh=1:keyint=20"}  # all but the first are none
     front = {"movflags": "faststart"}
     return {
         "plain": write_video(folder / "plain.mp4", options=closed, container_options=front),
@@ -49,6 +50,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hevc": write_video(
             folder / "hevc.mp4", codec="libx265", options={"x265-params": "log-level=none:keyint=10:pools=1"}
         ),
+        **{
+            f"refreshed{kind}": write_video(
+                folder / f"refreshed{kind}.{ending}", frames=80, size=(96, 64), gop=20, b_frames=b, options=refreshed
+            )
+            for kind, ending, b in (("", "mp4", 0), ("_b", "mp4", 3), ("_mkv", "mkv", 3), ("_ts", "ts", 3))
+        },
     }
 
 

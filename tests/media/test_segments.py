@@ -15,8 +15,10 @@ from featlib.storage import StoreOptions
 from tests.media.conftest import WHOLE, clips, decode, want
 from tests.media.make import decoded, packets, write_video
 
+REFRESHED = ("refreshed", "refreshed_b", "refreshed_mkv", "refreshed_ts")
 KINDS = (
-    "plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split()  # noqa: SIM905
+    *"plain b_frames open_gop open_gop_mp4 late vfr mkv ts mpeg4 avi avi_b mpg webm vp9 hevc".split(),  # noqa: SIM905
+    *REFRESHED,
 )
 WANTS = (want("all"), want(clips(6, stride=2, hop=4, tail="shift"), label="c"), want("fps:7", label="t"))
 
@@ -108,6 +110,16 @@ def test_a_range_is_cut_into_segments_of_the_range(videos: dict[str, Path], kind
         assert _rows(parts, label) == _rows([whole], label)
 
 
+@pytest.mark.parametrize("kind", [*REFRESHED, "open_gop", "hevc"])
+def test_a_range_gives_the_frames_of_the_whole_wherever_it_begins(videos: dict[str, Path], kind: str) -> None:
+    whole = decode(videos[kind])
+    for start_s in (0.7, 1.05, 1.3, 1.85):
+        late = decode(videos[kind], start_s=start_s)
+        assert late.status == "ok"
+        assert 0 < len(late.clips["m"]) < len(whole.clips["m"])
+        assert np.array_equal(late.frames[WHOLE.key], whole.frames[WHOLE.key][-len(late.clips["m"]) :])
+
+
 def test_number_of_segments_follows_from_the_pixels(videos: dict[str, Path]) -> None:
     frame_bytes = 160 * 96 * 3
     limits = Limits(unit_bytes=10 * frame_bytes)
@@ -184,11 +196,17 @@ def test_a_segment_is_cut_as_those_before_it_were(videos: dict[str, Path]) -> No
     assert (part.status, part.error_class, part.segment) == ("failed", "corrupt", Segment(1, 4, "tables"))
 
 
+_TWO_SIZES = {
+    "mkv": ("mjpeg", "avi", {"strict": "unofficial"}),
+    "vp8": ("libvpx", "webm", {"deadline": "realtime", "cpu-used": "8"}),
+    "av1": ("libsvtav1", "mkv", {"preset": "12", "svtav1-params": "lp=1"}),
+}
+
+
 def _two_sizes(folder: Path, kind: str) -> Path:
-    """Ten frames of 160x96, then ten of another size."""
+    """Ten frames of 160x96, then ten of another size, which the header of VP8 and AV1 says of all."""
     later = (96, 160) if kind == "turned" else (320, 192)
-    codec, ending = ("mjpeg", "avi") if kind == "mkv" else ("libx264", "ts")
-    options = {"strict": "unofficial"} if kind == "mkv" else {"x264-params": "scenecut=0:open-gop=0"}
+    codec, ending, options = _TWO_SIZES.get(kind, ("libx264", "ts", {"x264-params": "scenecut=0:open-gop=0"}))
     first, second = (
         write_video(folder / f"{start}.{ending}", codec=codec, frames=10, size=size, start=start, options=options)
         for start, size in ((0, (160, 96)), (10, later))
@@ -198,10 +216,10 @@ def _two_sizes(folder: Path, kind: str) -> Path:
         path.write_bytes(first.read_bytes() + second.read_bytes())
         return path
     path = path.with_suffix(".mkv")
-    with av.open(str(path), "w") as to:
+    with av.open(str(path), "w") as to, av.open(str(second if kind in ("vp8", "av1") else first)) as template:
+        stream = to.add_stream_from_template(template.streams.video[0], opaque=True)
         for start, source in ((0, first), (10, second)):
             with av.open(str(source)) as container:
-                stream = to.streams.video[0] if start else to.add_stream_from_template(container.streams.video[0])
                 for i, packet in enumerate([p for p in container.demux(video=0) if p.size]):
                     packet.stream, packet.time_base = stream, Fraction(1, 20)
                     packet.pts = packet.dts = start + i
@@ -210,7 +228,7 @@ def _two_sizes(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("pixels", [WHOLE, PixelSpec((24,), None)])
-@pytest.mark.parametrize("kind", ["larger", "turned", "mkv"])
+@pytest.mark.parametrize("kind", ["larger", "turned", "mkv", "vp8", "av1"])
 def test_frames_of_a_stream_that_changes_their_size_are_as_the_first_in_all_segments(
     tmp_path: Path, kind: str, pixels: PixelSpec
 ) -> None:

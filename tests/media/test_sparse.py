@@ -20,7 +20,7 @@ from featlib.storage import RangeFile, StoreOptions
 from featlib.storage.ahead import AnnouncedReads
 from tests.media.conftest import WHOLE, decode, want
 from tests.media.make import damaged, packets, write_video
-from tests.media.test_segments import KINDS
+from tests.media.test_segments import KINDS, REFRESHED
 from tests.media.truth import CLIPS
 
 _IN_TABLES = ("plain", "b_frames", "open_gop_mp4", "late", "mpeg4", "hevc")
@@ -197,6 +197,18 @@ def test_keyframes_from_which_not_all_can_be_decoded_cost_a_second_reading(tmp_p
     whole, few = decode(path), decode(path, want("every:31"))
     assert (few.status, few.facts.frames_decoded) == ("ok", 60)
     assert np.array_equal(few.frames[WHOLE.key], whole.frames[WHOLE.key][[0, 31]])
+
+
+@pytest.mark.parametrize("kind", REFRESHED)
+def test_pictures_that_a_refresh_does_not_make_whole_are_decoded_from_the_first(
+    videos: dict[str, Path], kind: str
+) -> None:
+    """FFmpeg gives out none before the encoder's count of frames is over, and what comes then may be wrong."""
+    whole = decode(videos[kind])
+    for step in (18, 29, 37, 53):
+        few = decode(videos[kind], want(f"every:{step}"))
+        assert few.status == "ok"
+        assert np.array_equal(few.frames[WHOLE.key], whole.frames[WHOLE.key][::step])
 
 
 def _remote(monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[tuple[int, int]]:
