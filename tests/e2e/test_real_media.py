@@ -93,6 +93,7 @@ def networks(weights_folder: Path) -> dict[str, torch.nn.Module]:
     return {"squeezenet1_1": squeezenet, "r3d_18": get_model("r3d_18", weights=None).eval()}
 
 
+@pytest.mark.long
 def test_where_every_frame_is_wanted_each_is_decoded_once_for_both_networks(
     media_folder: Path, ray_cluster: str, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_an_actor_that_is_killed_loses_and_doubles_nothing(undisturbed: Path, tm
     check_same_rows(rows_by_key(tmp_path), rows_by_key(undisturbed))
 
 
+@pytest.mark.long
 def test_a_lost_device_costs_the_item_over_which_it_was_lost(ray_cluster: str, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -166,6 +166,7 @@ def test_more_classes_than_a_network_can_have(tmp_path: Path) -> None:
     assert said.startswith(f"ConfigError: --backbone {OWN}: its constructor takes no num_classes and gives 3 outputs, ")
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_file(tmp_path: Path, rows: list[dict[str, str]], result: FinetuneResult) -> None:
     settings = {"epochs": 2, "learning_rate": 0.1, "flip": True}
     same, other = run(tmp_path / "0", rows, **settings), run(tmp_path / "1", rows, seed=1, **settings)

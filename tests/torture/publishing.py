@@ -168,6 +168,13 @@ class Rows:
         return cls(dict(features), dict(outcomes), frozenset(doubted), tuple(sorted(objects)), twice)
 
 
+def brief(said: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of what an outcome says: status, class, number of rows and attempts."""
+    return tuple(
+        dict(zip(_SAID, said, strict=True))[name] for name in ("status", "error_class", "num_rows", "attempts")
+    )
+
+
 def _read(store: Store, key: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(store.get(key))).read().to_pylist()
     return rows
@@ -296,7 +303,8 @@ class Stage:
                 wrong = _between(found, scene) + [f"{key} is still in doubt" for key in found.doubted]
                 if wrong:
                     return Played(tuple(hit), [f"after a plain run: {line}" for line in wrong])
-        wrong = wrong_at_end(store, scene)
+        # It may publish an item for one label; for the other it is done again, and for both.
+        wrong = wrong_at_end(store, scene, more=int(kill.is_plain))
         redone = [line for line, times in staged.items() if times > 1 and not scene.may_be_redone(line.split()[0])]
         if redone and not kill.is_plain:  # it clears away what it does not ask for
             wrong.append(f"done again though it was staged: {', '.join(redone)}")

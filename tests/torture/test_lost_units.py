@@ -14,7 +14,7 @@ from featlib.shards.staging import stage
 from featlib.storage import Store, StoreOptions
 from featlib.workers import MAX_ATTEMPTS
 from tests.shards.make import Item
-from tests.torture.publishing import KEYS, Rows
+from tests.torture.publishing import KEYS, Rows, brief
 from tests.torture.story import LABELS, Story
 from tests.torture.without_ray import run_story
 
@@ -60,7 +60,7 @@ def test_an_item_whose_worker_dies_each_time_is_blamed_alone_and_last(
     assert found.features == {key: values for key, values in expected.rows.items() if key[1] not in dead}
     died = dict.fromkeys(((label, media_id) for label in LABELS for media_id in dead), "failed")
     assert {key: status for key, (status, *_) in found.outcomes.items()} == expected.statuses | died
-    assert {found.outcomes[key] for key in died} == {("failed", "worker_died", 0, MAX_ATTEMPTS)}
+    assert {brief(found.outcomes[key]) for key in died} == {("failed", "worker_died", 0, MAX_ATTEMPTS)}
     assert len(lost[0]) > len(dead), "they had neighbours"
     assert lost[1:] == [dead, dead], "which are tried alone, as they are"
     tries = {media_id: attempts for (_, media_id), (*_, attempts) in found.outcomes.items() if media_id not in dead}

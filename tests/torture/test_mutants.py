@@ -14,7 +14,7 @@ from tests.torture import measured, mutants
 def test_every_mutant_has_an_outcome_within_its_limits(tmp_path: Path) -> None:
     tally, outcomes = mutants.torture(tmp_path, 364, first_seed=0)
     assert tally.count == outcomes.classes.total() == 364
-    assert outcomes.num_sound == 26
+    assert outcomes.num_sound == 24
     assert not tally.failures, tally.text()
 
 

@@ -121,6 +121,7 @@ def test_operations_are_of_every_kind(stage: Stage) -> None:
         "stage": {"list", "put", "rename", "delete", "rmdir"},
         "units": {"list", "put_file", "rename", "delete", "rmdir"},
         "drivers": {"list", "put", "rename", "delete", "rmdir"},
+        "doubt": {"list"},
         "features": {"list", "put_file", "rename"},
         "outcomes": {"list", "put", "rename"},
         "runs": {"put", "rename"},
