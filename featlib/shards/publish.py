@@ -78,51 +78,94 @@ def publish_shard(
         FileNotFoundError: A staged piece is gone.
     """
 
-    def put(key: str, path: Path) -> str:
-        guard()
-        sha256 = put_file(store, key, path)
-        on_event("features_put", key)
-        return sha256
+    publish = _Publish(store, keys, job, provenance, max_bytes, guard, confirm, on_event, PieceReader(store))
+    return {label: publish.label(label, staged) for label, staged in job.staged.items()}
 
-    published: dict[str, dict[str, list[Any]]] = {}
-    pieces = PieceReader(store)
-    for label, all_staged in job.staged.items():
-        committed = read_committed(store, keys, label, job.shard)
-        doubt = read_doubt(store, keys, label, job.shard, committed)
+
+@dataclass(frozen=True)
+class _Publish:
+    """What the labels of one shard have in common; as ``publish_shard``."""
+
+    store: Store
+    keys: Keys
+    job: ShardJob
+    provenance: Mapping[str, Provenance]
+    max_bytes: int
+    guard: Callable[[], None]
+    confirm: Callable[[], None]
+    on_event: Event
+    pieces: PieceReader
+
+    def label(self, label: str, all_staged: Mapping[str, StagedItem]) -> dict[str, list[Any]]:
+        """Publishes one label; gives the columns ``RECORDED`` of its outcomes."""
+        store, keys, shard = self.store, self.keys, self.job.shard
+        committed = read_committed(store, keys, label, shard)
+        doubt = read_doubt(store, keys, label, shard, committed)
         staged = {m: s for m, s in all_staged.items() if m in doubt or not committed.has(s, m)}
         if not staged:
-            published[label] = committed.outcomes.select(RECORDED).to_pydict()
-            continue
-        counts: dict[str, int] = {}
-        with TemporaryDirectory(prefix="featlib-") as folder:
-            writer = PartWriter(Path(folder), provenance[label].footer(), max_bytes)
-            present = _present(store, keys.features(label), job.shard, job.present.get(label, ()), committed)
-            visible = _Visible.read(store, present, committed, staged, doubt)
-            again = visible.doubt | (committed.media_ids & staged.keys())
-            hashes = dict(visible.hashes)
-            _write_new_rows(pieces, job.items, label, staged, visible.homes, writer, counts)
+            return dict(committed.outcomes.select(RECORDED).to_pydict())
+        put = self._put_rows(label, committed, doubt, staged)
+        outcomes = _outcome_table(self.job.items, committed.outcomes, put.doubt, staged, label, put.counts)
+        used = committed.used.union(key for item in staged.values() for key, _ in item.pieces.values())
+        pieces = committed.pieces.union(used, self.job.pieces)
+        self.confirm()
+        stands = Committed(outcomes, put.hashes, committed.rounds + 1, pieces, used)
+        put_committed(store, keys, label, shard, stands, self.provenance[label])
+        self.on_event("outcomes_put", label)
+        if put.is_told:
+            self.confirm()
+            store.delete([keys.doubt(label, shard)])
+        return dict(outcomes.select(RECORDED).to_pydict())
+
+    def _put_rows(
+        self, label: str, committed: Committed, doubt: frozenset[str], staged: Mapping[str, StagedItem]
+    ) -> "_PutRows":
+        """Puts the features objects; before the first of them, whose outcomes that puts in doubt."""
+        job, folder, counts = self.job, self.keys.features(label), dict[str, int]()
+        present = _present(self.store, folder, job.shard, job.present.get(label, ()), committed)
+        visible = _Visible.read(self.store, present, committed, staged, doubt)
+        again = visible.doubt | (committed.media_ids & staged.keys())
+        hashes = dict(visible.hashes)
+
+        def rows_of(media_id: str) -> pa.Table:
+            return _rows_of(self.pieces, label, media_id, staged.get(media_id))
+
+        with TemporaryDirectory(prefix="featlib-") as temporary:
+            writer = PartWriter(Path(temporary), self.provenance[label].footer(), self.max_bytes)
+            _write_new_rows(self.pieces, job.items, label, staged, visible.homes, writer, counts)
             files = writer.close()
             if again != doubt:
-                guard()
-                write_doubt(store, keys, label, job.shard, committed, again)
+                self.guard()
+                write_doubt(self.store, self.keys, label, job.shard, committed, again)
+            of, path = self.provenance[label], Path(temporary)
+            _put_replacements(self.store, visible.homes, rows_of, of, job.items, path, hashes, self._put)
+            for file, part in zip(files, new_names(job.shard, committed.rounds, list(visible.hashes)), strict=False):
+                hashes[str(part)] = self._put(f"{folder}/{part}", file)
+        return _PutRows(hashes, counts, visible.doubt, is_told=bool(again))
 
-            def rows_of(media_id: str, label: str = label, staged: Mapping[str, StagedItem] = staged) -> pa.Table:
-                return _rows_of(pieces, label, media_id, staged.get(media_id))
+    def _put(self, key: str, path: Path) -> str:
+        """Gives the SHA-256 of what was put."""
+        self.guard()
+        sha256 = put_file(self.store, key, path)
+        self.on_event("features_put", key)
+        return sha256
 
-            _put_replacements(store, visible.homes, rows_of, provenance[label], job.items, Path(folder), hashes, put)
-            for path, part in zip(files, new_names(job.shard, committed.rounds, list(visible.hashes)), strict=False):
-                hashes[str(part)] = put(f"{keys.features(label)}/{part}", path)
-        outcomes = _outcome_table(job.items, committed.outcomes, visible.doubt, staged, label, counts)
-        used = committed.used.union(key for item in staged.values() for key, _ in item.pieces.values())
-        stands = Committed(outcomes, hashes, committed.rounds + 1, committed.pieces.union(used, job.pieces), used)
-        confirm()
-        put_committed(store, keys, label, job.shard, stands, provenance[label])
-        on_event("outcomes_put", label)
-        if again:
-            confirm()
-            store.delete([keys.doubt(label, job.shard)])
-        published[label] = outcomes.select(RECORDED).to_pydict()
-    return published
+
+@dataclass(frozen=True)
+class _PutRows:
+    """What stands once the features objects of a label are put.
+
+    Args:
+        hashes: SHA-256 of each object, by the last component of its key.
+        counts: Rows by media id, of the staged items.
+        doubt: As ``_Visible``.
+        is_told: It is written down whose outcomes are in doubt.
+    """
+
+    hashes: Mapping[str, str]
+    counts: Mapping[str, int]
+    doubt: frozenset[str]
+    is_told: bool
 
 
 def _present(store: Store, folder: str, shard: int, listed: Sequence[str], committed: Committed) -> list[str]:
