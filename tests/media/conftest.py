@@ -4,8 +4,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from featlib.errors import MEDIA_ERROR_CLASSES
 from featlib.media.decode import decode_item
 from featlib.media.limits import Limits
 from featlib.sampling import ClipSampling, FrameSampling, Sampling
@@ -82,3 +84,18 @@ def decode(
 
 def clips(frames: int, **keys: object) -> ClipSampling:
     return ClipSampling(frames, **keys)  # type: ignore[arg-type]
+
+
+def outcome_of(result: Decoded) -> tuple[str, str | None]:
+    assert result.error_class is None or result.error_class in MEDIA_ERROR_CLASSES
+    assert result.error_message is None or "\n" not in result.error_message
+    return result.status, result.error_class
+
+
+def kept_of(result: Decoded, whole: Decoded) -> list[int]:
+    """Ordinals of the frames that came out, each checked to be the sound frame's pixels."""
+    starts = [clip.start_s for clip in whole.clips["m"]]
+    kept = [starts.index(clip.start_s) for clip in result.clips["m"]]
+    for clip, ordinal in zip(result.clips["m"], kept, strict=True):
+        assert np.array_equal(result.frames[WHOLE.key][clip.frame_idx[0]], whole.frames[WHOLE.key][ordinal])
+    return kept

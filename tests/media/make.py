@@ -220,3 +220,12 @@ def damaged(path: Path, spans: Iterable[tuple[int, int]], to: Path, fill: int = 
         data[start:stop] = bytes([fill]) * (stop - start)
     to.write_bytes(data)
     return to
+
+
+def places_of(data: bytes, part: bytes) -> list[int]:
+    """Where ``part`` begins in ``data``, each time."""
+    found, at = [], data.find(part)
+    while at >= 0:
+        found.append(at)
+        at = data.find(part, at + 1)
+    return found
